@@ -1,0 +1,84 @@
+"""Errors a user can meet: one class per cause, with a stable exit code and a hint.
+
+They are raised where the cause is known and fall through to ``cli.main``, the only place
+that turns them into a message and an exit status.  Nothing else calls ``sys.exit``.
+"""
+
+from __future__ import annotations
+
+
+class CowError(Exception):
+    """Base class.  ``str(error)`` is one line; ``hint`` names what to do next."""
+
+    exit_code = 1
+    hint = ""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        if hint is not None:
+            self.hint = hint
+
+
+class UsageError(CowError):
+    """The command line cannot be understood."""
+
+    exit_code = 2
+
+
+class NotACargoProject(CowError):
+    """There is no ``Cargo.toml`` here, or Cargo cannot read it."""
+
+    exit_code = 10
+    hint = "run the command inside a Cargo package or workspace, or pass --manifest-path"
+
+
+class CargoFailed(CowError):
+    """A Cargo call of ours (metadata, version) failed."""
+
+    exit_code = 11
+
+
+class UnknownFormat(CowError):
+    """A file of Cargo's has a format that this version does not know.  It is left alone."""
+
+    exit_code = 12
+    hint = "plain cargo still works here; please report the Cargo version"
+
+
+class GitFailed(CowError):
+    """A git call failed, or there is no repository where one is needed."""
+
+    exit_code = 20
+
+
+class FilesystemFailed(CowError):
+    """A clone, snapshot, exchange or removal failed; what was there is untouched."""
+
+    exit_code = 30
+
+
+class NoSpace(FilesystemFailed):
+    """The filesystem is full (or over quota)."""
+
+    exit_code = 31
+    hint = "free some space and try again; nothing was changed"
+
+
+class TargetUnusable(CowError):
+    """The target directory is a symlink, a foreign mount, somebody else's, or read-only."""
+
+    exit_code = 32
+
+
+class Locked(CowError):
+    """Cargo (or another prepare) holds the lock and we were told not to wait."""
+
+    exit_code = 40
+    hint = "wait for the running build to end, then try again"
+
+
+class NativeMissing(CowError):
+    """The native program is not where the wheel installs it, or speaks another protocol."""
+
+    exit_code = 50
+    hint = "reinstall cargo-cow: pip install --force-reinstall cargo-cow"
