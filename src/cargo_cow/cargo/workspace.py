@@ -1,0 +1,231 @@
+"""Where a workspace's root, members and target directories are: Cargo's own answer, cached.
+
+``cargo metadata --no-deps`` costs some 40 ms, more than a whole no-op build may.  Its answer is
+kept below the user's cache directory and used again as long as every manifest and configuration
+file that could change it has the same stat (size, mtime, ctime, inode), including those that did
+not exist.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cargo_cow.errors import CargoFailed, NotACargoProject
+
+_CACHE_FORMAT = 2
+_ENVIRONMENT = (
+    "CARGO",
+    "CARGO_HOME",
+    "CARGO_TARGET_DIR",
+    "CARGO_BUILD_TARGET_DIR",
+    "CARGO_BUILD_BUILD_DIR",
+    "RUSTUP_TOOLCHAIN",
+)
+
+
+class Package(NamedTuple):
+    """A workspace member: its name, version and the directory of its manifest."""
+
+    name: str
+    version: str
+    root: Path
+
+
+class Workspace(NamedTuple):
+    """A workspace as one Cargo call sees it.
+
+    ``build_dir`` holds the intermediate files, and is what Cargo-CoW calls the target;
+    ``target_dir`` holds the final artefacts.  Both are the same unless ``build.build-dir`` is set.
+    """
+
+    root: Path
+    target_dir: Path
+    build_dir: Path
+    members: tuple[Package, ...]
+
+
+def cargo_program() -> str:
+    """The Cargo to run: the one that runs us (``$CARGO``), else the first on PATH."""
+    return os.environ.get("CARGO") or "cargo"
+
+
+def cargo_home() -> str:
+    """``$CARGO_HOME``, by default ``~/.cargo``."""
+    return os.environ.get("CARGO_HOME") or os.path.expanduser("~/.cargo")
+
+
+def option(cargo_args: Sequence[str], name: str) -> str | None:
+    """The last value of ``--name VALUE`` or ``--name=VALUE`` before ``--``; None if absent."""
+    value = None
+    arguments = iter(cargo_args)
+    for argument in arguments:
+        if argument == "--":
+            break
+        if argument == name:
+            value = next(arguments, None)
+        elif argument.startswith(name + "="):
+            value = argument[len(name) + 1 :]
+    return value
+
+
+def _metadata_arguments(cargo_args: Sequence[str]) -> list[str]:
+    chosen: list[str] = []
+    arguments = iter(cargo_args)
+    for argument in arguments:
+        if argument == "--":
+            break
+        if argument in ("--manifest-path", "--config", "-C", "-Z"):
+            value = next(arguments, None)
+            if value is not None:
+                chosen += [argument, value]
+        elif argument.startswith(("--manifest-path=", "--config=", "-Z")):
+            chosen.append(argument)
+    return chosen
+
+
+def load(cwd: Path, cargo_args: Sequence[str] = ()) -> Workspace:
+    """The workspace that ``cargo <verb> <cargo_args>`` would work on in ``cwd``.
+
+    Of the arguments only those that choose it are read: ``--manifest-path``, ``--target-dir``,
+    ``--config``, ``-C``, and a leading ``+toolchain``.  Raises NotACargoProject or CargoFailed.
+    """
+    directory = os.path.realpath(cwd)
+    arguments = _metadata_arguments(cargo_args)
+    toolchain = [argument for argument in cargo_args[:1] if argument.startswith("+")]
+    identity = json.dumps(
+        [
+            _CACHE_FORMAT,
+            directory,
+            arguments,
+            toolchain,
+            [os.environ.get(name) for name in _ENVIRONMENT],
+        ]
+    )
+    cache = _cache_file(identity)
+    value = _read_cache(cache, identity)
+    if value is None:
+        value = _ask_cargo(directory, arguments, toolchain)
+        _write_cache(cache, identity, directory, value)
+    target = option(cargo_args, "--target-dir")
+    target_dir = str(value["target_directory"])
+    build_dir = str(value["build_directory"])
+    if target is not None:
+        # --target-dir moves the build directory along unless that has a setting of its own.
+        absolute = os.path.normpath(os.path.join(directory, target))
+        build_dir = absolute if build_dir == target_dir else build_dir
+        target_dir = absolute
+    return Workspace(
+        Path(str(value["workspace_root"])),
+        Path(target_dir),
+        Path(build_dir),
+        tuple(Package(name, version, Path(root)) for name, version, root in value["members"]),
+    )
+
+
+def _ask_cargo(directory: str, arguments: list[str], toolchain: list[str]) -> dict[str, list[list[str]] | str]:
+    import subprocess
+
+    command = [cargo_program(), *toolchain, "metadata", "--format-version", "1", "--no-deps",
+               *arguments]
+    try:
+        result = subprocess.run(command, cwd=directory, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise CargoFailed(
+            f"{command[0]}: not found", hint="install Rust, or put cargo on PATH"
+        ) from None
+    if result.returncode != 0:
+        text = os.fsdecode(result.stderr).strip()
+        if "could not find `Cargo.toml`" in text or "does not exist" in text:
+            raise NotACargoProject(f"no Cargo project in {directory}: {text.splitlines()[0]}")
+        raise CargoFailed(
+            f"cargo metadata failed in {directory}:\n{text}",
+            hint="run `cargo metadata --no-deps` here and mend what it says",
+        )
+    # stdout is one JSON line; what precedes it on stderr are warnings that Cargo prints again.
+    value = json.loads(result.stdout)
+    member_ids = set(value["workspace_members"])
+    members = [
+        [package["name"], package["version"], os.path.dirname(package["manifest_path"])]
+        for package in value["packages"]
+        if package["id"] in member_ids
+    ]
+    return {
+        "workspace_root": value["workspace_root"],
+        "target_directory": value["target_directory"],
+        # Reported from Cargo 1.91 on; before that there is no build.build-dir.
+        "build_directory": value.get("build_directory") or value["target_directory"],
+        "members": members,
+    }
+
+
+def _cache_file(identity: str) -> str:
+    import hashlib
+
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return f"{base}/cargo-cow/workspaces/{name}.json"
+
+
+def _stat(path: str) -> list[int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _watched(directory: str, value: dict[str, list[list[str]] | str]) -> list[str]:
+    paths = {f"{value['workspace_root']}/Cargo.toml", f"{cargo_home()}/config.toml",
+             f"{cargo_home()}/config"}
+    current = directory
+    while True:
+        paths.update((f"{current}/Cargo.toml", f"{current}/.cargo/config.toml",
+                      f"{current}/.cargo/config", f"{current}/rust-toolchain.toml",
+                      f"{current}/rust-toolchain"))
+        parent = os.path.dirname(current)
+        if parent == current:
+            break
+        current = parent
+    for _, _, root in value["members"]:
+        paths.add(f"{root}/Cargo.toml")
+        # A glob such as `crates/*` finds a new member without any manifest being edited; a
+        # directory's stat changes with its entries.  Not the root itself: `target` lives there.
+        parent = os.path.dirname(root)
+        if parent.startswith(f"{value['workspace_root']}/"):
+            paths.add(parent)
+    return sorted(paths)
+
+
+def _read_cache(cache: str, identity: str) -> dict[str, list[list[str]] | str] | None:
+    try:
+        with open(cache, "rb") as file:
+            stored = json.loads(file.read())
+        if stored["identity"] != identity:
+            return None
+        for path, status in stored["watched"]:
+            if _stat(path) != status:
+                return None
+        value: dict[str, list[list[str]] | str] = stored["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return value
+
+
+def _write_cache(
+    cache: str, identity: str, directory: str, value: dict[str, list[list[str]] | str]
+) -> None:
+    watched = [[path, _stat(path)] for path in _watched(directory, value)]
+    text = json.dumps({"identity": identity, "watched": watched, "value": value})
+    temporary = f"{cache}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(cache), exist_ok=True)
+        # No sync: a torn file after a power cut does not parse, and Cargo is asked again.
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+        os.replace(temporary, cache)
+    except OSError:
+        return
