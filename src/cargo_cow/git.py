@@ -9,7 +9,8 @@ only for what it does not understand (reftable, a relocated work tree).  ``tests
 holds it against git's own answer.
 """
 
-# ruff: noqa: PTH  -- strings and os.path on the path of every build: pathlib costs more than the reads
+# Strings and os.path, not pathlib: this runs in every build, and pathlib costs more than the reads.
+# ruff: noqa: PTH112, PTH116, PTH117, PTH118, PTH119, PTH120, PTH123
 from __future__ import annotations
 
 import os
@@ -215,7 +216,7 @@ def checkout_of(path: Path) -> Checkout | None:
         return _ask_git(Path(start))
 
 
-class _AskGit(Exception):  # noqa: N818
+class _AskGit(Exception):
     """Git's files say something that is not read here."""
 
 
@@ -367,18 +368,23 @@ def _describe(directory: str, git_dir: str) -> Checkout | None:
         return None  # inside a .git directory: git has no work tree here
     elif directory == git_dir and os.path.basename(directory) == ".git" and not bare:
         return None
-    is_bare = directory == git_dir or bool(bare)
+    is_bare = work_tree is None and (directory == git_dir or bool(bare))
     head, branch = _head(git_dir, common)
     return Checkout(
-        root=Path(directory),
+        root=_root_of_bare(git_dir) if is_bare else Path(directory),
         git_dir=Path(git_dir),
         common_dir=Path(common),
         head=head,
         branch=branch,
         is_main=not linked,
-        bare=is_bare and work_tree is None,
+        bare=is_bare,
         prunable=False,
     )
+
+
+def _root_of_bare(git_dir: str) -> Path:
+    """Where `git worktree list` says that a bare repository is: ``.git`` itself is not named."""
+    return Path(git_dir.removesuffix("/.git"))
 
 
 def _head(git_dir: str, common: str) -> tuple[str | None, str | None]:
@@ -445,8 +451,7 @@ def _ask_git(directory: Path) -> Checkout | None:
     )
     bare = _line(run(["rev-parse", "--is-bare-repository"], directory)) == "true"
     if bare:
-        # `.git` with core.bare: the place that `git worktree list` names.
-        root = git_dir.parent if git_dir.name == ".git" else git_dir
+        root = _root_of_bare(str(git_dir))
     else:
         answer = call(["rev-parse", "--show-toplevel"], directory)
         if answer.status != 0:
@@ -495,6 +500,8 @@ def checkouts(path: Path) -> list[Checkout]:
             continue
         root = Path(os.fsdecode(fields[b"worktree"]))
         is_main = not result
+        if is_main and b"bare" not in fields and root == common:
+            root = _main_root(common, path)
         head = os.fsdecode(fields.get(b"HEAD", b"")) or None
         if head is not None and not head.strip("0"):
             head = None
@@ -515,6 +522,21 @@ def checkouts(path: Path) -> list[Checkout]:
             )
         )
     return result
+
+
+def _main_root(common: Path, path: Path) -> Path:
+    """The main checkout whose ``.git`` is a file (a submodule, ``--separate-git-dir``).
+
+    `git worktree list` names the repository instead (git 2.47, worktree.c, get_main_worktree).
+    """
+    here = checkout_of(path)
+    if here is not None and here.is_main:
+        return here.root
+    try:
+        work_tree = _settings(str(common / "config")).work_tree
+    except (_AskGit, OSError):
+        work_tree = None
+    return common if work_tree is None else Path(os.path.realpath(common / work_tree))
 
 
 def _administration(common: Path) -> dict[Path, Path]:
