@@ -1,0 +1,84 @@
+"""Names change hands atomically: publish, which never replaces, and exchange."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from cargo_cow.errors import FilesystemFailed
+from cargo_cow.filesystems import syscalls, temporaries
+from cargo_cow.filesystems.failures import failure
+
+_NO_FLAGS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+
+def publish(temporary: Path, dest: Path) -> None:
+    """Give the directory ``temporary`` the name ``dest``, durably, and never replace anything.
+
+    Raises ``FileExistsError`` if ``dest`` is there, even as an empty directory or a dangling
+    symlink; ``NoSpace``, ``TargetUnusable`` and ``FilesystemFailed`` otherwise.  ``temporary``
+    is then untouched.
+
+    Subvolumes move within one Btrfs like directories.  The content must be durable already, or
+    not matter after a power cut.
+    """
+    try:
+        try:
+            syscalls.rename(temporary, dest, syscalls.RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno not in _NO_FLAGS:
+                raise
+            _rename_onto_own_directory(temporary, dest)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:  # of the fallback: dest is somebody's now
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(dest)) from error
+        raise failure(error, "publish", dest) from error
+    temporaries.release(temporary)
+    _sync_parents(dest, temporary)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two existing names change their directories in one step, durably.
+
+    Raises ``FilesystemFailed`` where the filesystem cannot (renameat2 without RENAME_EXCHANGE)
+    or one of them is missing; nothing is changed then.
+    """
+    try:
+        syscalls.rename(one, other, syscalls.RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno in _NO_FLAGS:
+            raise FilesystemFailed(
+                f"{one} and {other} cannot be exchanged: this filesystem knows no RENAME_EXCHANGE"
+            ) from error
+        raise failure(error, "exchange", other) from error
+    for path in (one, other):
+        temporaries.hold_again(path)
+    _sync_parents(one, other)
+
+
+def _rename_onto_own_directory(temporary: Path, dest: Path) -> None:
+    """Never replace without RENAME_NOREPLACE (FUSE, NFS, old ZFS): mkdir(2) claims the name,
+    and rename(2) of a directory replaces nothing but an empty directory: ours."""
+    dest.mkdir()
+    try:
+        temporary.rename(dest)
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: no longer ours
+            dest.rmdir()
+        raise
+
+
+def _sync_parents(*paths: Path) -> None:
+    for parent in {path.parent for path in paths}:
+        descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # "fd is bound to a special file": cannot be synced
+                raise failure(error, "sync", parent) from error
+        finally:
+            os.close(descriptor)

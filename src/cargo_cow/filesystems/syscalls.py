@@ -1,0 +1,79 @@
+"""Two system calls that Python's ``os`` lacks: renameat2(2) and syncfs(2).
+
+``ctypes`` is imported with the first call, not with this module: it costs 4 ms of start-up, and
+a build with nothing to clone never needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
+    from pathlib import Path
+
+# include/uapi/linux/fs.h and include/uapi/linux/fcntl.h
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+# For a C library without the wrapper (glibc before 2.28, musl before 1.2.6): the numbers of
+# arch/*/entry/syscalls/*.tbl; every architecture since 2011 shares 276.
+_RENAMEAT2 = {"x86_64": 316, "i686": 353, "armv7l": 382, "ppc64le": 357, "s390x": 347}
+_RENAMEAT2_GENERIC = 276
+
+_library: ctypes.CDLL | None = None
+
+
+def _libc() -> ctypes.CDLL:
+    global _library  # noqa: PLW0603 - the import of ctypes is what we want to do once and late
+    if _library is None:
+        import ctypes
+
+        _library = ctypes.CDLL(None, use_errno=True)
+    return _library
+
+
+def _check(result: int, *paths: Path) -> None:
+    if result == 0:
+        return
+    import ctypes
+
+    number = ctypes.get_errno()
+    names = [str(path) for path in paths]
+    raise OSError(number, os.strerror(number), names[0], None, *names[1:])
+
+
+def rename(old: Path, new: Path, flags: int) -> None:
+    """renameat2(2).
+
+    ``OSError``: EEXIST (``RENAME_NOREPLACE`` and ``new`` exists), EINVAL where the filesystem
+    does not know the flag, EXDEV across filesystems, and those of rename(2).
+    """
+    libc = _libc()
+    arguments = (_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags)
+    if hasattr(libc, "renameat2"):
+        result = libc.renameat2(*arguments)
+    elif hasattr(libc, "syscall"):
+        import ctypes
+
+        number = _RENAMEAT2.get(os.uname().machine, _RENAMEAT2_GENERIC)
+        result = libc.syscall(
+            ctypes.c_long(number),
+            *(ctypes.c_long(word) if isinstance(word, int) else word for word in arguments),
+        )
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(old), None, str(new))
+    _check(result, old, new)
+
+
+def sync_filesystem(path: Path) -> None:
+    """syncfs(2): everything written to the filesystem of ``path`` so far is durable on return."""
+    libc = _libc()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(libc.syncfs(descriptor), path)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,143 @@
+"""Temporary siblings: where a target is made before it gets its name.
+
+A temporary of ``target`` is called ``.target.cow-<pid>-<random>`` and lies beside it.  Whether
+its maker lives is not told by the pid (reused after a reboot, and another one in a container)
+but by an flock(2) on the directory itself, which the kernel drops with the process:
+
+1. the maker makes the directory (or snapshot), opens it, locks it, and then looks whether the
+   name still leads to what it locked;
+2. a sweeper locks it without waiting, and removes it while it holds the lock.
+
+Between making and locking a sweeper may win; the maker sees that in its second look and makes
+it again.  So nobody ever removes a temporary that somebody works in, and whatever a killed
+process left is unlocked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cargo_cow.errors import FilesystemFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_MARK = ".cow-"
+_held: dict[Path, int] = {}
+"""Temporaries of this process and the descriptor that locks each."""
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A new name beside ``path``; nothing is made."""
+    return path.with_name(f".{path.name}{_MARK}{os.getpid()}-{os.urandom(6).hex()}")
+
+
+def is_temporary(path: Path, name: str | None = None) -> bool:
+    """Whether ``path`` has the form of a temporary's name (of ``name``, if given)."""
+    front, mark, back = path.name.rpartition(_MARK)
+    pid, dash, random = back.partition("-")
+    return (
+        bool(mark and dash)
+        and pid.isdecimal()
+        and len(random) == 12
+        and all(letter in "0123456789abcdef" for letter in random)
+        and (front == f".{name}" if name is not None else front.startswith(".") and front != ".")
+    )
+
+
+def make(path: Path, maker: Callable[[], None]) -> None:
+    """Run ``maker``, which makes ``path``, and hold ``path`` if it is a temporary.
+
+    ``maker`` may run again if a sweeper came in between.  Errors are ``maker``'s own.
+    """
+    if not is_temporary(path):
+        maker()
+        return
+    for _ in range(16):
+        maker()
+        if _hold(path):
+            return
+    raise FilesystemFailed(f"{path} is removed by somebody as often as it is made")
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that locks the directory ``path``, or None: gone, or locked by another."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked, named = os.fstat(descriptor), os.lstat(path)
+        if (locked.st_dev, locked.st_ino) == (named.st_dev, named.st_ino):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _hold(path: Path) -> bool:
+    descriptor = _lock(path)
+    if descriptor is not None:
+        _held[path] = descriptor
+    return descriptor is not None
+
+
+def release(path: Path) -> None:
+    """Stop holding ``path``: it has its name, or is gone."""
+    descriptor = _held.pop(path, None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def hold_again(path: Path) -> None:
+    """Hold whatever is called ``path`` now, if that is a temporary's name.
+
+    After an exchange the lock has gone with the directory to its new name.
+    """
+    release(path)
+    if is_temporary(path):
+        _hold(path)
+
+
+def _candidates(parent: Path, name: str) -> list[Path]:
+    try:
+        with os.scandir(parent) as entries:
+            paths = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    return sorted(path for path in paths if path not in _held and is_temporary(path, name))
+
+
+def abandoned(parent: Path, name: str) -> Iterator[Path]:
+    """Temporaries of ``parent / name`` whose maker is gone, each locked while it is yielded.
+
+    Those that we may not open are left out.
+    """
+    for path in _candidates(parent, name):
+        try:
+            descriptor = _lock(path)
+        except PermissionError:
+            continue
+        if descriptor is None:
+            continue
+        try:
+            yield path
+        finally:
+            os.close(descriptor)
+
+
+def stale_temporaries(parent: Path, name: str) -> list[Path]:
+    """Temporaries of ``parent / name`` whose maker is gone: to show, not to remove.
+
+    Between this answer and a removal a maker could lock one that it has just made;
+    ``removal.remove_stale`` holds the lock meanwhile.
+    """
+    return list(abandoned(parent, name))
