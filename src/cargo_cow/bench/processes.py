@@ -1,0 +1,139 @@
+"""One step of a measurement: a child in a known environment, timed, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+from cargo_cow.errors import CowError
+
+# What would make two runs on one machine differ, or lead a build out of the scratch directory.
+# A toolchain chosen with RUSTUP_TOOLCHAIN stays: it is the machine's Rust.
+_DROPPED = ("CARGO", "RUSTC", "RUSTDOC", "RUSTFLAGS", "MAKEFLAGS", "MFLAGS", "NUM_JOBS", "OUT_DIR")
+_DROPPED_PREFIXES = ("CARGO_", "RUSTC_", "GIT_", "RUST_LOG")
+# CARGO_HOME and network settings say how this machine gets its crates.
+_KEPT = ("CARGO_HOME", "CARGO_INSTALL_ROOT")
+_KEPT_PREFIXES = ("CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "GIT_SSL_")
+
+_TAIL_LINES = 25
+
+
+class StepFailed(CowError):
+    """A command of a measurement failed; the message ends with the last lines it printed."""
+
+    exit_code = 60
+
+
+class Stopped(KeyboardInterrupt):
+    """The measurement was told to stop by a signal; it cleans up on the way out."""
+
+
+class Result(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The surroundings of every step: this machine's, without what steers single builds."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT
+        or name.startswith(_KEPT_PREFIXES)
+        or not (name in _DROPPED or name.startswith(_DROPPED_PREFIXES))
+    }
+    # Programs of this installation come first, so that `cargo cow` is the one under test.
+    programs = str(Path(sys.executable).parent)
+    kept["PATH"] = os.pathsep.join([programs, kept.get("PATH", os.defpath)])
+    kept["CARGO_TERM_COLOR"] = "never"
+    kept["CARGO_TERM_PROGRESS_WHEN"] = "never"
+    # Somebody's hooks, signing keys and default branch have no part in scratch repositories.
+    kept["GIT_CONFIG_GLOBAL"] = os.devnull
+    kept["GIT_CONFIG_NOSYSTEM"] = "1"
+    kept["GIT_TERMINAL_PROMPT"] = "0"
+    kept["LC_ALL"] = "C.UTF-8"
+    kept.update(extra or {})
+    return kept
+
+
+def run(
+    args: Sequence[str | Path],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    check: bool = True,
+) -> Result:
+    """Run one command to its end.  It has a process group of its own, which dies with us."""
+    started = time.perf_counter()
+    child = subprocess.Popen(
+        [os.fspath(argument) for argument in args],
+        cwd=cwd,
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = child.communicate()
+    except BaseException:
+        _end(child)
+        raise
+    seconds = time.perf_counter() - started
+    if check and child.returncode != 0:
+        words = " ".join(os.fspath(argument) for argument in args)
+        tail = "\n".join((stdout + stderr).splitlines()[-_TAIL_LINES:])
+        raise StepFailed(f"`{words}` ended with status {child.returncode} in {cwd}\n{tail}")
+    return Result(child.returncode, stdout, stderr, seconds)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Stop a whole process group: compilers that a build started included."""
+    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(patience)
+            break
+    # The leader is gone; what it started may still hold files on an image we must unmount.
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception, as Python does with SIGINT."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        raise Stopped(signal.Signals(number).name)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold signals back during a clean-up: a second Ctrl-C must not leave a mount."""
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
