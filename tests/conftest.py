@@ -1,0 +1,346 @@
+"""What every test gets: a scrubbed environment; and what many ask for: real filesystems.
+
+``btrfs``, ``xfs`` and ``ext4`` give a fresh directory on a loop image that the session shares;
+``any_filesystem`` gives each of them in turn.  ``unprivileged`` runs a function as nobody.
+
+A capability that is missing skips the test, with the reason; under ``CI=true`` it is a failure,
+because there it was promised.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+import shutil
+import subprocess
+import tempfile
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# --- capabilities -----------------------------------------------------------------------------
+
+_PROMISED = os.environ.get("CI") == "true"
+
+
+def missing(reason: str) -> NoReturn:
+    """End the test for want of a capability: skipped, but failed where it was promised."""
+    if _PROMISED:
+        pytest.fail(f"promised under CI=true, but missing: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(name="missing", scope="session")
+def _missing() -> Callable[[str], NoReturn]:
+    """The function ``missing(reason)``, for the PROBE of a test module."""
+    return missing
+
+
+# --- environment ------------------------------------------------------------------------------
+
+_SCRUBBED = ("CARGO_", "COW_", "GIT_", "RUSTC", "RUSTDOC", "RUSTFLAGS", "XDG_", "__CARGO_")
+_KEPT = (
+    # How to reach crates, not what is built.
+    "CARGO_HTTP_",
+    "CARGO_NET_",
+    "CARGO_REGISTRIES_",
+    "CARGO_REGISTRY_",
+    "CARGO_SOURCE_",
+    # How long the oracle may run.
+    "COW_ORACLE_",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scrubbed_environment() -> Iterator[None]:
+    """No variable of the caller's decides what Cargo, rustc or git do in a test.
+
+    cargo and rustc are rustup's proxies, so both homes are named before HOME changes.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        home = Path.home()
+        for variable, default in (("CARGO_HOME", ".cargo"), ("RUSTUP_HOME", ".rustup")):
+            value = os.environ.get(variable) or str(home / default)
+            patch.setenv(variable, value)
+        for name in list(os.environ):
+            kept = name == "CARGO_HOME" or name.startswith(_KEPT)
+            if name.startswith(_SCRUBBED) and not kept:
+                patch.delenv(name)
+        patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        patch.setenv("GIT_TERMINAL_PROMPT", "0")
+        for role in ("AUTHOR", "COMMITTER"):
+            patch.setenv(f"GIT_{role}_NAME", "Tester")
+            patch.setenv(f"GIT_{role}_EMAIL", "tester@example.invalid")
+        for name in ("LC_ALL", "LANGUAGE", "NO_COLOR", "CLICOLOR_FORCE", "FORCE_COLOR"):
+            patch.delenv(name, raising=False)
+        patch.setenv("LC_ALL", "C.UTF-8")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_home(
+    _scrubbed_environment: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every test has its own home and cache, outside of its ``tmp_path``."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
+
+
+# --- filesystems on loop images ---------------------------------------------------------------
+
+_ROOM_PREFIX = "cargo-cow-tests-"
+_TOOL_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+_GIB = 1 << 30
+
+
+class _Format(NamedTuple):
+    program: str
+    options: tuple[str, ...]
+    mount_options: str = "loop"
+
+
+_FORMATS = {
+    "btrfs": _Format("mkfs.btrfs", ("--quiet",)),
+    "xfs": _Format("mkfs.xfs", ("-q", "-m", "reflink=1")),
+    "ext4": _Format("mkfs.ext4", ("-q", "-F")),
+}
+
+
+def _run(*command: str) -> str:
+    program = shutil.which(command[0], path=_TOOL_PATH)
+    if program is None:
+        missing(f"{command[0]} is not installed")
+    done = subprocess.run(
+        [program, *command[1:]], capture_output=True, text=True, check=False, timeout=120
+    )
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _mounts_below(room: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = (line.split(" ")[4] for line in lines)
+    return [point for point in points if point.startswith(f"{room}/")]
+
+
+class _Room:
+    """A directory that holds images and their mount points, locked while its session lives.
+
+    It lies directly below the system's temporary directory, because pytest's own is closed to
+    other users, and pytest would clear away the files of a filesystem that a killed session left
+    mounted there.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=_ROOM_PREFIX)).resolve()
+        self.path.chmod(0o755)
+        self._lock = (self.path / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def make(self, kind: str, size: int, name: str, options: str = "") -> Path:
+        """Make and mount a filesystem of ``size`` bytes (sparse); its mount point."""
+        if os.geteuid() != 0:
+            missing("loop devices and mounts need root")
+        how = _FORMATS[kind]
+        image, point = self.path / f"{name}.img", self.path / name
+        with image.open("xb") as file:
+            file.truncate(size)
+        _run(how.program, *how.options, str(image))
+        point.mkdir()
+        mount_options = ",".join(filter(None, (how.mount_options, options)))
+        try:
+            _run("mount", "-t", kind, "-o", mount_options, str(image), str(point))
+        except OSError as error:
+            self.drop(name)
+            missing(f"{kind} on a loop device cannot be mounted: {error}")
+        return point
+
+    def drop(self, name: str) -> None:
+        """Unmount and remove what :meth:`make` made, and detach its loop device."""
+        image, point = self.path / f"{name}.img", self.path / name
+        _take_down(self.path, point, image)
+
+    def close(self) -> None:
+        for image in self.path.glob("*.img"):
+            self.drop(image.stem)
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def _take_down(room: Path, point: Path, image: Path) -> None:
+    for mounted in reversed(_mounts_below(room)):  # what a test mounted inside goes first
+        if mounted == str(point) or mounted.startswith(f"{point}/"):
+            try:
+                _run("umount", mounted)
+            except OSError:
+                _run("umount", "--lazy", mounted)  # a test left an open file: gone when it closes
+    # mount -o loop detaches by itself; only devices on this very image are ours.
+    if image.exists():
+        for line in _run("losetup", "-j", str(image)).splitlines():
+            _run("losetup", "-d", line.partition(":")[0])
+        image.unlink()
+    if point.is_dir():
+        point.rmdir()
+
+
+def _sweep() -> None:
+    """Take down what killed sessions left: rooms of this user that nobody holds the lock of."""
+    for room in Path(tempfile.gettempdir()).resolve().glob(f"{_ROOM_PREFIX}*"):
+        lock = room / "lock"
+        if not lock.exists() or lock.stat().st_uid != os.geteuid():
+            continue
+        with lock.open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            for image in room.glob("*.img"):
+                _take_down(room, room / image.stem, image)
+            shutil.rmtree(room, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _room() -> Iterator[_Room]:
+    _sweep()
+    room = _Room()
+    try:
+        yield room
+    finally:
+        room.close()
+
+
+@pytest.fixture(scope="session")
+def btrfs_mount(_room: _Room) -> Path:
+    """Mount point of the session's Btrfs (4 GiB)."""
+    return _room.make("btrfs", 4 * _GIB, "btrfs")
+
+
+@pytest.fixture(scope="session")
+def xfs_mount(_room: _Room) -> Path:
+    """Mount point of the session's XFS with reflinks (4 GiB)."""
+    return _room.make("xfs", 4 * _GIB, "xfs")
+
+
+@pytest.fixture(scope="session")
+def ext4_mount(_room: _Room) -> Path:
+    """Mount point of the session's ext4 (4 GiB)."""
+    return _room.make("ext4", 4 * _GIB, "ext4")
+
+
+def _fresh(mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)[:60]
+    directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=mount))
+    directory.chmod(0o755)
+    yield directory
+    # Only for space: what resists (a read-only subvolume) goes with the image.
+    subprocess.run(["rm", "-rf", "--", str(directory)], capture_output=True, check=False)
+
+
+@pytest.fixture
+def btrfs(btrfs_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A fresh directory (no subvolume) on a real Btrfs."""
+    yield from _fresh(btrfs_mount, request)
+
+
+@pytest.fixture
+def xfs(xfs_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A fresh directory on a real XFS with reflinks."""
+    yield from _fresh(xfs_mount, request)
+
+
+@pytest.fixture
+def ext4(ext4_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A fresh directory on a real ext4: no reflinks, the negative control."""
+    yield from _fresh(ext4_mount, request)
+
+
+@pytest.fixture(params=["btrfs", "xfs", "ext4"])
+def any_filesystem(request: pytest.FixtureRequest) -> Path:
+    """A fresh directory on each of the three in turn."""
+    directory = request.getfixturevalue(request.param)
+    assert isinstance(directory, Path)
+    return directory
+
+
+@pytest.fixture
+def small_filesystem(_room: _Room, request: pytest.FixtureRequest) -> Iterator[Callable[..., Path]]:
+    """``small_filesystem(kind, size, options="")``: one of the test's own, to be filled up."""
+    names: list[str] = []
+
+    def make(kind: str, size: int, options: str = "") -> Path:
+        names.append(f"small-{os.urandom(4).hex()}")
+        return _room.make(kind, size, names[-1], options)
+
+    yield make
+    for name in names:
+        _room.drop(name)
+
+
+# --- without root -----------------------------------------------------------------------------
+
+NOBODY = 65_534
+
+
+@pytest.fixture
+def unprivileged() -> Callable[..., Any]:
+    """``unprivileged(function, *arguments)`` calls it in a child that runs as nobody.
+
+    The result, or the exception, comes back pickled.  What the child imports must be loaded
+    already or be readable by everybody.
+    """
+    if os.geteuid() != 0:
+        return lambda function, *arguments: function(*arguments)
+    # Loaded late on purpose by the code under test, which nobody may be unable to read.
+    import cargo_cow.filesystems.syscalls
+
+    cargo_cow.filesystems.syscalls._libc()
+    return _as_nobody
+
+
+def _as_nobody(function: Callable[..., object], *arguments: object) -> object:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _answer_as_nobody(write, function, arguments)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    assert answer, f"the child ended without an answer (wait status {status})"
+    answered: tuple[object, BaseException | None, str] = pickle.loads(answer)
+    result, error, trace = answered
+    if error is not None:
+        error.add_note(f"as nobody:\n{trace}")
+        raise error
+    return result
+
+
+def _answer_as_nobody(
+    write: int, function: Callable[..., object], arguments: tuple[object, ...]
+) -> NoReturn:
+    answer: tuple[Any, BaseException | None, str] = (None, None, "")
+    try:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.umask(0o022)
+        answer = (function(*arguments), None, "")
+    except BaseException as error:  # noqa: BLE001 - it is carried to the parent
+        answer = (None, error, traceback.format_exc())
+    try:
+        with os.fdopen(write, "wb") as pipe:
+            pipe.write(pickle.dumps(answer))
+    finally:
+        os._exit(0)
