@@ -45,6 +45,12 @@ class UnknownFormat(CowError):
     hint = "plain cargo still works here; please report the Cargo version"
 
 
+class ConfigurationUnusable(CowError):
+    """A Cargo configuration file cannot be read, parsed or written.  It is left as it was."""
+
+    exit_code = 13
+
+
 class GitFailed(CowError):
     """A git call failed, or there is no repository where one is needed."""
 

@@ -1,0 +1,438 @@
+"""Cargo's configuration files: which ``rustc-wrapper`` counts, and editing one file exactly.
+
+Source: ``util/context/mod.rs`` at 1.95 (``get_file_path``, ``load_global_rustc``,
+``ConfigRelativePath``) and the reference's chapter "Configuration".
+
+An edit is planned as a ``Change`` (what is cut out, what is put in, digests of both whole
+texts), so that it can be taken back byte by byte later without a second copy of a file in which
+people keep tokens.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cargo_cow.cargo.workspace import cargo_home
+from cargo_cow.errors import ConfigurationUnusable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NATIVE_NAME = "cargo-cow-native"
+CHAIN_VARIABLE = "CARGO_COW_CHAIN"
+_REMARK = "  # cargo cow init; cargo cow uninstall takes it back"
+
+
+class Wrapper(NamedTuple):
+    """A ``rustc-wrapper`` and who sets it: a configuration file, or an environment variable.
+
+    ``program`` is absolute, or a bare name for PATH; empty where it is switched off on purpose.
+    """
+
+    program: str
+    source: str
+    file: Path | None
+
+
+class Change(NamedTuple):
+    """One edit of one file: ``before[:offset] + added + before[offset + len(removed):]``.
+
+    ``created`` says that there was no file.  Digests are BLAKE2b of the whole texts.
+    """
+
+    file: Path
+    created: bool
+    offset: int
+    removed: str
+    added: str
+    digest_before: str
+    digest_after: str
+
+
+def user_file() -> Path:
+    """The user's configuration: ``$CARGO_HOME/config``, else ``config.toml``: Cargo's order."""
+    return _file_in(Path(cargo_home()).absolute())
+
+
+def project_file(workspace_root: Path) -> Path:
+    """The workspace's own configuration file, whether or not it exists."""
+    return _file_in(workspace_root / ".cargo")
+
+
+def _file_in(directory: Path) -> Path:
+    # Where both exist, Cargo reads the one without a suffix and warns.
+    old = directory / "config"
+    return old if old.is_file() else directory / "config.toml"
+
+
+def files_for(cwd: Path) -> list[Path]:
+    """The existing configuration files that count in ``cwd``, the strongest first."""
+    result: list[Path] = []
+    directory = Path(os.path.realpath(cwd))
+    for place in (directory, *directory.parents):
+        file = _file_in(place / ".cargo")
+        if file.is_file():
+            result.append(file)
+    user = user_file()
+    if user.is_file() and not any(user.samefile(file) for file in result):
+        result.append(user)
+    return result
+
+
+def read(file: Path) -> str:
+    """The text of a configuration file; "" if there is none.  Raises ConfigurationUnusable."""
+    try:
+        return file.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError:
+        raise ConfigurationUnusable(
+            f"{file} is not UTF-8", hint="Cargo cannot read it either; mend it and try again"
+        ) from None
+    except OSError as error:
+        raise ConfigurationUnusable(f"cannot read {file}: {error.strerror}") from error
+
+
+def parse(text: str, file: Path) -> dict[str, Any]:
+    """The values in ``text``.  Raises ConfigurationUnusable with the place of the error."""
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationUnusable(
+            f"{file} is not valid TOML: {error}",
+            hint="Cargo cannot read it either; mend it and try again. It is left as it is",
+        ) from None
+
+
+def wrapper_in(file: Path) -> Wrapper | None:
+    """The ``build.rustc-wrapper`` that ``file``, or a file it includes, sets."""
+    for source, values in _with_includes(file, set()):
+        build = values.get("build")
+        program = build.get("rustc-wrapper") if isinstance(build, dict) else None
+        if isinstance(program, str):
+            return Wrapper(absolute_program(program, source), str(source), source)
+    return None
+
+
+def _with_includes(file: Path, seen: set[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A file and what it includes, the strongest first (a file is stronger than its includes)."""
+    if file in seen:
+        return
+    seen.add(file)
+    values = parse(read(file), file)
+    yield file, values
+    included = values.get("include", [])
+    for entry in reversed(included if isinstance(included, list) else [included]):
+        path = entry.get("path") if isinstance(entry, dict) else entry
+        if isinstance(path, str) and (file.parent / path).is_file():
+            yield from _with_includes(file.parent / path, seen)
+
+
+def absolute_program(program: str, file: Path) -> str:
+    """A program named in ``file``: a bare name stays, a path is relative to the directory that
+    holds ``.cargo`` (``ConfigRelativePath::resolve_program``)."""
+    if "/" not in program:
+        return program
+    return os.path.normpath(file.parent.parent / program)
+
+
+def wrapper_from_environment() -> Wrapper | None:
+    """The wrapper that an environment variable sets, over any file; "" switches wrappers off."""
+    for name in ("RUSTC_WRAPPER", "CARGO_BUILD_RUSTC_WRAPPER"):
+        value = os.environ.get(name)
+        if value is not None:
+            return Wrapper(value, f"environment variable {name}", None)
+    return None
+
+
+def effective_wrapper(cwd: Path) -> Wrapper | None:
+    """The wrapper that Cargo would use in ``cwd``.  Raises ConfigurationUnusable."""
+    found = wrapper_from_environment()
+    if found is not None:
+        return found
+    for file in files_for(cwd):
+        found = wrapper_in(file)
+        if found is not None:
+            return found
+    return None
+
+
+def effective_chain(cwd: Path) -> str | None:
+    """The program that our shim runs rustc through in ``cwd``, if any."""
+    if CHAIN_VARIABLE in os.environ:
+        return os.environ[CHAIN_VARIABLE] or None
+    for file in files_for(cwd):
+        for _, values in _with_includes(file, set()):
+            environment = values.get("env")
+            value = environment.get(CHAIN_VARIABLE) if isinstance(environment, dict) else None
+            if isinstance(value, dict):
+                value = value.get("value")
+            if isinstance(value, str):
+                return value or None
+    return None
+
+
+def is_ours(program: str) -> bool:
+    """Whether a wrapper is the native program, of this installation or of another one."""
+    return program.rpartition("/")[2] == NATIVE_NAME
+
+
+# ---------------------------------------------------------------------------------------------
+# Editing
+
+
+def plan_wrapper(file: Path, program: str, chain: str | None) -> Change | None:
+    """The change that makes ``program`` the wrapper in ``file`` and ``chain`` what it runs.
+
+    ``chain`` None leaves a chain that is there.  None when there is nothing to change.  Raises
+    ConfigurationUnusable for a text that does not parse or cannot be edited safely.
+    """
+
+    def wanted(values: dict[str, Any]) -> None:
+        _table(values, "build", file)["rustc-wrapper"] = program
+        if chain is not None:
+            _table(values, "env", file)[CHAIN_VARIABLE] = chain
+
+    def insert(text: str) -> str:
+        text = _set_line(text, "build", "rustc-wrapper", program)
+        return text if chain is None else _set_line(text, "env", CHAIN_VARIABLE, chain)
+
+    def edit(document: Any) -> None:
+        _table(document, "build", file)["rustc-wrapper"] = program
+        if chain is not None:
+            _table(document, "env", file)[CHAIN_VARIABLE] = chain
+
+    return _plan(file, wanted, insert, edit)
+
+
+def plan_without_wrapper(file: Path) -> Change | None:
+    """The change that takes our wrapper out of ``file`` and puts a chained one back.
+
+    For a file whose history is not known: tables that this leaves empty go too.  None when our
+    wrapper is not in the file.
+    """
+
+    def edit(document: Any) -> None:
+        build = document.get("build")
+        if not isinstance(build, dict) or not is_ours(str(build.get("rustc-wrapper", ""))):
+            return
+        environment = document.get("env")
+        chain = None
+        if isinstance(environment, dict):
+            chain = environment.pop(CHAIN_VARIABLE, None)
+            if chain is not None and not environment:
+                del document["env"]
+        if isinstance(chain, dict):
+            chain = chain.get("value")
+        if isinstance(chain, str) and chain:
+            build["rustc-wrapper"] = str(chain)
+        else:
+            del build["rustc-wrapper"]
+            if not build:
+                del document["build"]
+
+    return _plan(file, edit, None, edit)
+
+
+def _table(values: Any, name: str, file: Path) -> Any:
+    """The table ``name``, made if missing; for plain and for tomlkit's values."""
+    if name not in values:
+        if type(values) is dict:
+            values[name] = {}
+        else:
+            import tomlkit
+
+            values[name] = tomlkit.table()
+    table = values[name]
+    if not isinstance(table, dict):
+        raise ConfigurationUnusable(
+            f"{file}: `{name}` is not a table", hint="Cargo cannot use it either; mend it first"
+        )
+    return table
+
+
+def _plan(
+    file: Path,
+    wanted: Callable[[dict[str, Any]], None],
+    insert: Callable[[str], str] | None,
+    edit: Callable[[Any], None],
+) -> Change | None:
+    import tomlkit
+
+    file = Path(os.path.realpath(file))  # a symlink into a dotfiles repository stays one
+    before = read(file)
+    expected = parse(before, file)
+    wanted(expected)
+    if expected == parse(before, file):
+        return None
+    candidates: list[Callable[[], str]] = []
+    if insert is not None:
+        inserting = insert
+        candidates.append(lambda: inserting(before))
+
+    def edited() -> str:
+        document = tomlkit.parse(before)
+        edit(document)
+        return tomlkit.dumps(document)
+
+    candidates.append(edited)
+    for candidate in candidates:
+        try:
+            after = candidate()
+            # Whatever wrote it, only a text that means exactly what was meant is used.
+            if parse(after, file) == expected:
+                return _change(file, before, after)
+        except (ConfigurationUnusable, _NotByLine, tomlkit.exceptions.TOMLKitError):
+            continue
+    raise ConfigurationUnusable(
+        f"{file} is written in a way that cannot be edited safely; it is left as it is",
+        hint="set build.rustc-wrapper in it by hand",
+    )
+
+
+class _NotByLine(Exception):
+    """The text needs more than one line put in."""
+
+
+def _set_line(text: str, table: str, key: str, value: str) -> str:
+    """Put ``key = value`` as a line of its own at the head of ``[table]``, made if missing.
+
+    tomlkit would put it at the table's end, below a comment that belongs to the next table.
+    Raises _NotByLine where the key is there already or the table is written otherwise.
+    """
+    import tomlkit
+
+    values = parse(text, Path())
+    newline = "\r\n" if "\r\n" in text else "\n"
+    line = f"{key} = {tomlkit.item(value).as_string()}{_REMARK}{newline}"
+    if table not in values:
+        if text and not text.endswith("\n"):
+            text += newline
+        return f"{text}{newline if text else ''}[{table}]{newline}{line}"
+    if key in values[table]:
+        raise _NotByLine
+    header = re.search(rf"^[ \t]*\[[ \t]*{table}[ \t]*\][ \t]*(#[^\n]*)?\n", text, re.MULTILINE)
+    if header is None:
+        raise _NotByLine
+    return text[: header.end()] + line + text[header.end() :]
+
+
+def _digest(text: str) -> str:
+    import hashlib
+
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def _change(file: Path, before: str, after: str) -> Change:
+    shorter = min(len(before), len(after))
+    start = 0
+    while start < shorter and before[start] == after[start]:
+        start += 1
+    end = 0
+    while end < shorter - start and before[-1 - end] == after[-1 - end]:
+        end += 1
+    return Change(
+        file=file,
+        created=not file.exists(),
+        offset=start,
+        removed=before[start : len(before) - end],
+        added=after[start : len(after) - end],
+        digest_before=_digest(before),
+        digest_after=_digest(after),
+    )
+
+
+def apply(change: Change) -> None:
+    """Make the change.  Raises ConfigurationUnusable if the file is not what was planned for."""
+    before = read(change.file)
+    if _digest(before) != change.digest_before:
+        raise ConfigurationUnusable(
+            f"{change.file} was edited in the meantime; it is left as it is", hint="try again"
+        )
+    after = before[: change.offset] + change.added + before[change.offset + len(change.removed) :]
+    _write(change.file, after)
+
+
+def take_back(change: Change) -> bool:
+    """Undo a change made earlier.
+
+    Byte for byte where nothing else changed the file since, and the file goes if it was created;
+    otherwise the same passage is put back where it still stands exactly once.  False if it does
+    not, or the change is not in the file any more: nothing was touched.
+    """
+    now = read(change.file)
+    if not change.file.exists():
+        return False
+    if _digest(now) == change.digest_after:
+        if change.created:
+            change.file.unlink()
+            return True
+        before = now[: change.offset] + change.removed + now[change.offset + len(change.added) :]
+        _write(change.file, before)
+        return True
+    if not change.added or now.count(change.added) != 1:
+        return False
+    before = now.replace(change.added, change.removed)
+    try:
+        values = parse(before, change.file)
+    except ConfigurationUnusable:
+        return False
+    build = values.get("build")
+    if isinstance(build, dict) and is_ours(str(build.get("rustc-wrapper", ""))):
+        return False
+    _write(change.file, before)
+    return True
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace ``file``: written aside, synced, renamed; mode and owner kept."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            status: os.stat_result | None = file.stat()
+        except FileNotFoundError:
+            status = None
+        if status is not None and not os.access(file, os.W_OK):
+            # A rename would go through all the same; the mode is a wish that we respect.
+            raise PermissionError(13, "it is read-only")
+        if status is not None and not status.st_mode & 0o222:
+            raise PermissionError(13, "it is read-only")
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as output:
+                output.write(text.encode())
+                output.flush()
+                if status is None:
+                    os.fchmod(output.fileno(), 0o666 & ~_umask())
+                else:
+                    os.fchmod(output.fileno(), status.st_mode & 0o7777)
+                    if (status.st_uid, status.st_gid) != (os.getuid(), os.getgid()):
+                        os.fchown(output.fileno(), status.st_uid, status.st_gid)
+                os.fsync(output.fileno())
+            temporary.replace(file)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise ConfigurationUnusable(
+            f"cannot write {file}: {error.strerror}; it is left as it was",
+            hint="make it writable, or set build.rustc-wrapper where it is generated",
+        ) from error
+
+
+def _umask() -> int:
+    # There is no call that only reads it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
