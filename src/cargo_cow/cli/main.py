@@ -1,0 +1,77 @@
+"""Entry point: Cargo's verbs go straight through, ours are loaded when chosen.
+
+Cargo's verbs do not touch click: its import alone would cost a no-op build 25 ms.  This is the
+only module that turns errors into messages and exit codes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cargo_cow.errors import CowError
+
+COMMANDS = {
+    "audit": "find units that Cargo calls fresh although their content differs",
+    "bench": "measure against plain Cargo",
+    "completion": "print a shell completion script",
+    "demo": "show the main job on a real project",
+    "doctor": "what works here, what is lost, and the command that mends it",
+    "explain": "for each unit: proven, or the first reason why not",
+    "init": "switch Cargo-CoW on for plain cargo",
+    "prepare": "make the target as fresh as can be proved",
+    "status": "this checkout: target, donor, what would rebuild and why",
+    "uninstall": "take back all that init changed",
+    "worktree": "git worktrees with a prepared target",
+}
+"""Our own commands; every other verb is Cargo's."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # As a Cargo subcommand we are called `cargo-cow cow …`.
+    if arguments[:1] == ["cow"]:
+        del arguments[0]
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            from cargo_cow.cli.passthrough import run
+
+            return run(arguments)
+        from cargo_cow.cli.group import group
+
+        result = group.main(args=arguments, prog_name="cargo cow", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except CowError as error:
+        _report(str(error), error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone: nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if type(error).__module__.startswith("click."):
+            return _click_error(error)
+        raise
+
+
+def _report(message: str, hint: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"  hint: {hint}", file=sys.stderr)
+
+
+def _click_error(error: Exception) -> int:
+    import click
+
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    return 130 if isinstance(error, click.Abort) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

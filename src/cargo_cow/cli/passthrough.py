@@ -1,0 +1,113 @@
+"""``cargo cow VERB ARGS…`` for Cargo's verbs: prepare, the real Cargo, capture.
+
+Exit status and output are Cargo's.  Whatever goes wrong on our side is said once on stderr, and
+plain Cargo does its work.  On the path of every build: imports are counted here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cargo_cow.cargo.workspace import Workspace, cargo_program, load
+from cargo_cow.errors import CowError, NotACargoProject
+
+# Verbs that compile nothing, or that must see the target as it is.
+_NOT_PREPARED = frozenset(
+    """
+    add clean config fetch fmt generate-lockfile help info init install locate-project login logout
+    metadata new owner package pkgid publish read-manifest remove report rm search tree uninstall
+    update vendor verify-project version yank
+    """.split()
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run ``cargo <arguments>`` on a prepared target; returns Cargo's exit status."""
+    verb, rest = arguments[0], list(arguments[1:])
+    help_wanted = any(argument in ("-h", "--help") for argument in _before_separator(rest))
+    workspace = None
+    if verb not in _NOT_PREPARED and not help_wanted:
+        workspace = _prepare(rest)
+    status = _cargo(arguments)
+    if workspace is not None:
+        _capture(workspace)
+    return status
+
+
+def _before_separator(arguments: list[str]) -> list[str]:
+    return arguments[: arguments.index("--")] if "--" in arguments else arguments
+
+
+def _prepare(arguments: list[str]) -> Workspace | None:
+    from cargo_cow import prepare
+
+    try:
+        workspace = load(Path.cwd(), arguments)
+    except NotACargoProject:
+        return None  # Cargo says it better
+    except CowError as error:
+        _warn(f"not prepared: {error}", error.hint)
+        return None
+    try:
+        report = prepare.prepare(workspace, say=_say)
+    except CowError as error:
+        _warn(f"not prepared: {error}", error.hint)
+    except OSError as error:
+        _warn(f"not prepared: {error}", "cargo builds as it would without cargo-cow")
+    else:
+        if report.donor is not None:
+            assert report.plan is not None
+            _say(
+                f"target cloned from {report.donor} ({report.method}): "
+                f"{report.plan.count('proven')} units proven, {report.plan.count('kept')} kept, "
+                f"{len(report.plan.drop)} dropped"
+            )
+    return workspace
+
+
+def _capture(workspace: Workspace) -> None:
+    from cargo_cow import prepare
+
+    try:
+        prepare.capture(workspace)
+    except (CowError, OSError) as error:
+        _warn(f"not recorded: {error}", "")
+
+
+def _cargo(arguments: Sequence[str]) -> int:
+    """Run Cargo with our stdio; signals reach it, and its status is ours."""
+    program = cargo_program()
+    previous = signal.getsignal(signal.SIGINT)
+    # The terminal sends SIGINT to the whole group: Cargo decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        child = os.posix_spawnp(
+            program, [program, *arguments], os.environ, setsigdef=(signal.SIGINT,)
+        )
+    except OSError as error:
+        _warn(f"{program}: {error.strerror}", "install Rust, or put cargo on PATH")
+        return 127
+
+    def forward(number: int, _frame: object) -> None:
+        os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGHUP, forward)
+    _, status = os.waitpid(child, 0)
+    signal.signal(signal.SIGINT, previous)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _say(message: str) -> None:
+    print(f"cargo-cow: {message}", file=sys.stderr)
+
+
+def _warn(message: str, hint: str) -> None:
+    _say(f"warning: {message}")
+    if hint:
+        _say(f"  {hint}")

@@ -1,0 +1,121 @@
+"""``cargo cow prepare``: the mechanism alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from cargo_cow.cargo.workspace import load
+from cargo_cow.errors import CowError
+from cargo_cow.prepare import Report
+
+
+@click.command("prepare")
+@click.option("--dry-run", "-n", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--from",
+    "donor",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Clone the target of this checkout (default: the one whose tree differs least).",
+)
+@click.option("--no-copy", is_flag=True, help="Do nothing where only a plain copy is possible.")
+@click.option("--target-dir", help="The target directory, as Cargo's option of that name.")
+@click.option("--manifest-path", help="The manifest, as Cargo's option of that name.")
+@click.option("--seed", is_flag=True, hidden=True, help="Called by the shim: quiet, never fails.")
+@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text",
+              show_default=True, help="How the report is written to stdout.")
+def command(
+    dry_run: bool,
+    donor: Path | None,
+    no_copy: bool,
+    target_dir: str | None,
+    manifest_path: str | None,
+    seed: bool,
+    style: str,
+) -> int:
+    """Make this checkout's target as fresh as can be proved.
+
+    Where there is no target, that of the nearest built checkout of the same repository is cloned
+    (a snapshot on Btrfs, shared extents on XFS and the like, else a copy).  Then every unit is
+    compared with the files here, by content: units that match are marked so that Cargo calls them
+    fresh, the others are left for Cargo to rebuild.
+
+    \b
+    Examples:
+      cargo cow prepare --dry-run        what would be fresh, and what not
+      cargo cow prepare --from ../main   clone the target of ../main
+    """
+    from cargo_cow import prepare
+
+    arguments = []
+    if target_dir is not None:
+        arguments += ["--target-dir", target_dir]
+    if manifest_path is not None:
+        arguments += ["--manifest-path", manifest_path]
+
+    def say(message: str) -> None:
+        print(f"cargo-cow: {message}", file=sys.stderr)
+
+    try:
+        workspace = load(Path.cwd(), arguments)
+        report = prepare.prepare(
+            workspace, donor=donor, dry_run=dry_run, say=say, allow_copy=not no_copy
+        )
+    except CowError as error:
+        if not seed:
+            raise
+        say(f"warning: not prepared: {error}")
+        return 0
+    if style == "json":
+        print(json.dumps(as_json(report)))
+    elif not seed:
+        _print(report, dry_run)
+    elif report.donor is not None:
+        say(_summary(report))
+    return 0
+
+
+def as_json(report: Report) -> dict[str, object]:
+    """The report as plain data: sizes in bytes, times in seconds."""
+    return {
+        "method": report.method,
+        "donor": None if report.donor is None else os.fspath(report.donor),
+        "seconds": report.seconds,
+        "clone": None if report.clone is None else report.clone._asdict(),
+        "applied": None if report.applied is None else report.applied._asdict(),
+        "refused": [{"path": os.fspath(path), "reason": why} for path, why in report.refused],
+        "notes": list(report.notes),
+        "units": [] if report.plan is None else [
+            {
+                "unit": verdict.key,
+                "status": verdict.status,
+                "code": None if verdict.reason is None else verdict.reason.code,
+                "reason": None if verdict.reason is None else str(verdict.reason),
+            }
+            for verdict in report.plan.verdicts
+        ],
+    }
+
+
+def _summary(report: Report) -> str:
+    plan = report.plan
+    if plan is None:
+        return "nothing to prepare: no target here, and no built checkout to clone from"
+    where = "in place" if report.donor is None else f"cloned from {report.donor} ({report.method})"
+    return (
+        f"target {where}: {plan.count('proven')} units proven, {plan.count('kept')} kept, "
+        f"{len(plan.drop)} dropped"
+    )
+
+
+def _print(report: Report, dry_run: bool) -> None:
+    print(("would be: " if dry_run else "") + _summary(report))
+    if report.plan is None:
+        return
+    for verdict in report.plan.verdicts:
+        if verdict.status == "unproven":
+            print(f"  {verdict.key}: {verdict.reason}")

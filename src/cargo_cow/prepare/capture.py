@@ -1,0 +1,502 @@
+"""Capture: derive records from what Cargo left in a target, after the fact.
+
+Cargo's dep-info says which files a unit was made from, not what was in them.  A file's content is
+known to be the one that was compiled if the shim observed it, or if Cargo would call the file
+unchanged: its mtime is not after the dep-info's.  Where the crate metadata holds source hashes
+they must agree as well: a target shared between checkouts, or copied without times, is called
+fresh by its mtimes and is not (see ``outputs.other_content``).
+
+Only the dependencies that were there when the unit was made count: each must have been started
+before it (``invoked.timestamp``), as a dependency rebuilt later leaves its dependents stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import NamedTuple
+
+from cargo_cow.cargo.depinfo import PACKAGE as DEP_PACKAGE
+from cargo_cow.cargo.target import Target, Unit, mtime
+from cargo_cow.errors import UnknownFormat
+from cargo_cow.prepare import outputs, record
+from cargo_cow.prepare.contents import MISSING, UNREADABLE, Contents
+from cargo_cow.prepare.macros import PURE
+from cargo_cow.prepare.packages import Packages, keep_list
+from cargo_cow.prepare.place import Place, below
+from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, Input, Record, Timed
+
+_LEDGER = ".cargo-cow/ledger.json"
+
+
+class Capture(NamedTuple):
+    """Records made now, by unit key, and the units that could not be recorded with the reason."""
+
+    records: dict[str, Record]
+    refused: dict[str, str]
+
+
+class _Refused(Exception):
+    """This unit cannot be recorded; the text says why."""
+
+
+class Capturer:
+    """Derives records for the units of one target, as seen from the place it was built at."""
+
+    def __init__(
+        self, target: Target, place: Place, contents: Contents, packages: Packages
+    ) -> None:
+        self._target = target
+        self._place = place
+        self._contents = contents
+        self._packages = packages
+        self._macros: dict[str, frozenset[str]] = {}
+        self._local: dict[str, bool] = {}
+        self._roots: dict[str, str] = {}
+        self._git_answers: dict[str, bool] = {}
+
+    def run(self) -> Capture:
+        """Record every unit that needs a record and has none."""
+        ledger = _read_ledger(self._target.build_dir)
+        examined: dict[str, int] = {}
+        result = Capture({}, {})
+        for unit in self._target.units:
+            started = unit.invoked()
+            if started is None or unit.is_documentation:
+                continue
+            if ledger.get(unit.key) == started:
+                examined[unit.key] = started
+                continue
+            if unit.fingerprint_hash() is None:
+                continue  # dirty: Cargo will build it, and then it can be recorded
+            try:
+                made = self._record(unit, started)
+            except (_Refused, UnknownFormat) as error:
+                result.refused[unit.key] = str(error)
+            except OSError as error:
+                result.refused[unit.key] = f"{error.strerror}: {error.filename}"
+            else:
+                if made is not None:
+                    if unit.invoked() != started:
+                        continue  # rebuilt while we looked at it
+                    result.records[unit.key] = made
+            examined[unit.key] = started
+        if examined != ledger:
+            _write_ledger(self._target.build_dir, examined)
+        return result
+
+    # -- what a unit is
+
+    def _is_local(self, unit: Unit) -> bool:
+        """Whether Cargo watches this unit's own sources: a path package's unit.
+
+        Dep-info of other packages names no package files (``translate_dep_info``,
+        ``allow_package``); a script's run is local if its program is.
+        """
+        known = self._local.get(unit.key)
+        if known is None:
+            self._local[unit.key] = False  # Cargo's graph has no cycles; a damaged one may
+            if unit.is_script_run:
+                known = any(
+                    self._is_local(dependency)
+                    for dependency in self._target.dependencies(unit) or ()
+                    if dependency.stem.startswith("build-script-")
+                    and dependency.package == unit.package
+                )
+            else:
+                info = unit.dep_info()
+                known = info is not None and any(
+                    file.base == DEP_PACKAGE and not file.path.startswith("/")
+                    for file in info.files
+                )
+            self._local[unit.key] = known
+        return known
+
+    def _package_root(self, unit: Unit) -> str:
+        """Absolute root of a local unit's package.  Raises _Refused if it cannot be told."""
+        known = self._roots.get(unit.key)
+        if known is not None:
+            return known
+        if unit.is_script_run:
+            for dependency in self._target.dependencies(unit) or ():
+                if dependency.stem.startswith("build-script-") and dependency.package == unit.package:
+                    root = self._roots[unit.key] = self._package_root(dependency)
+                    return root
+            raise _Refused("the program of this build script is not in the target")
+        info = unit.dep_info()
+        assert info is not None
+        named = next(file.path for file in info.files if file.base == DEP_PACKAGE)
+        candidates = set(self._place.members.get(unit.package, ()))
+        makefile = unit.makefile()
+        if makefile is not None:
+            # rustc runs in the workspace root for packages inside it, and is given absolute
+            # paths for others (util/workspace.rs::path_args).
+            found = set()
+            for file in makefile.files:
+                full = os.path.normpath(os.path.join(self._place.workspace, file))
+                if full.endswith("/" + named):
+                    found.add(os.path.realpath(full[: -len(named) - 1]))
+            candidates = candidates & found or {
+                root for root in found if os.path.exists(f"{root}/Cargo.toml")
+            }
+        if len(candidates) != 1:
+            raise _Refused(f"the root of package {unit.package} cannot be told")
+        root = self._roots[unit.key] = candidates.pop()
+        return root
+
+    def _reachable_macros(self, unit: Unit) -> frozenset[str]:
+        """Proc-macro packages not known to be pure that the unit's code can name.
+
+        Macros come through re-exports, too (serde re-exports serde_derive), so the whole closure
+        over library dependencies counts.  Programs run by Cargo (build scripts) end it.
+        """
+        known = self._macros.get(unit.key)
+        if known is None:
+            self._macros[unit.key] = frozenset()
+            found: set[str] = set()
+            for dependency in self._target.dependencies(unit) or ():
+                if dependency.stem.startswith(("run-build-script", "build-script-")):
+                    continue
+                if _is_proc_macro(dependency):
+                    if dependency.package not in PURE or self._is_local(dependency):
+                        found.add(dependency.package)
+                    continue  # its own dependencies are its own business
+                found |= self._reachable_macros(dependency)
+            known = self._macros[unit.key] = frozenset(found)
+        return known
+
+    # -- recording
+
+    def _record(self, unit: Unit, started: int) -> Record | None:
+        if record.load(unit) is not None:
+            return None
+        local = self._is_local(unit)
+        dependencies = self._dependencies(unit, started)
+        if unit.is_script_run:
+            return self._script_record(unit, started, dependencies, local)
+        if local:
+            return self._local_record(unit, started, dependencies)
+        baked = self._out_dir_baked(unit)
+        if baked is None and not any(self._needs_stamp(other) for other, _ in dependencies):
+            return None
+        return self._blank(started, "", dependencies, unit)._replace(out_dir_baked=baked)
+
+    def _needs_stamp(self, unit: Unit) -> bool:
+        """Whether a proof may move this unit's mtimes, so that its dependents must follow."""
+        if self._is_local(unit):
+            return True
+        return any(self._needs_stamp(other) for other in self._target.dependencies(unit) or ())
+
+    def _dependencies(self, unit: Unit, started: int) -> list[tuple[Unit, int]]:
+        units = self._target.dependencies(unit)
+        if units is None:
+            raise _Refused("a dependency is no longer the one it was built against")
+        found = []
+        for dependency in units:
+            invoked = dependency.invoked()
+            if invoked is None or invoked > started:
+                raise _Refused(f"{dependency.key} was rebuilt after it")
+            found.append((dependency, invoked))
+        return found
+
+    def _blank(
+        self, started: int, package_root: str, dependencies: list[tuple[Unit, int]], unit: Unit
+    ) -> Record:
+        place = self._place
+        return Record(
+            invoked=started,
+            checkout=place.checkout,
+            workspace=place.workspace,
+            build_dir=place.build_dir,
+            package_root=package_root,
+            inputs=(),
+            dependencies=tuple((dependency.key, invoked) for dependency, invoked in dependencies),
+            env=self._untracked_env(unit),
+            head=place.head,
+        )
+
+    def _untracked_env(self, unit: Unit) -> tuple[tuple[str, str], ...]:
+        """Values that Cargo set for rustc and does not watch (``translate_dep_info``)."""
+        if unit.is_script_run:
+            return ()
+        makefile = unit.makefile()
+        if makefile is None:
+            return ()
+        info = unit.dep_info()
+        tracked = {key for key, _ in info.env} if info is not None else set()
+        return tuple((key, value) for key, value in makefile.env
+                     if key not in tracked and value is not None)
+
+    def _out_dir_baked(self, unit: Unit) -> bool | None:
+        makefile = unit.makefile()
+        if makefile is None:
+            return None
+        value = dict(makefile.env).get("OUT_DIR")
+        if not value:
+            return None
+        return outputs.bakes_path(unit.compared_outputs(), value, makefile.files)
+
+    def _relative_root(self, root: str) -> str:
+        relative = below(root, self._place.workspace)
+        return root if relative is None else relative
+
+    def _based(self, path: str, package_root: str) -> tuple[int, str]:
+        relative = below(path, package_root)
+        if relative is not None:
+            return PACKAGE, relative
+        relative = below(path, self._place.checkout)
+        if relative is not None:
+            return CHECKOUT, relative
+        return ABSOLUTE, path
+
+    def _local_record(
+        self, unit: Unit, started: int, dependencies: list[tuple[Unit, int]]
+    ) -> Record:
+        info = unit.dep_info()
+        reference = mtime(unit.dep_info_file)
+        if info is None or reference is None:
+            raise _Refused("its dep-info is missing")
+        root = self._package_root(unit)
+        observed = self._observed(unit)
+        inputs = []
+        unobserved_sources = []
+        for file in info.files:
+            if file.base == DEP_PACKAGE:
+                path = os.path.join(root, file.path)
+            elif file.path.startswith("/"):
+                path = file.path
+                if path.startswith(self._place.registry):
+                    continue
+            else:
+                continue  # in the build directory: the script that made it answers for it
+            digest = observed.get(path)
+            if digest is None:
+                digest = self._unchanged(path, reference)
+                if path.endswith(".rs"):
+                    unobserved_sources.append(path)
+            inputs.append(Input(*self._based(path, root), digest))
+        self._check_evidence(unit, unobserved_sources)
+        made = self._blank(started, self._relative_root(root), dependencies, unit)
+        macros = self._reachable_macros(unit)
+        package_files = None
+        if macros and self._packages.newest(root) <= reference:
+            digests = self._packages.digests(root)
+            package_files = self._packages.digest(root)
+            keep_list(self._target.build_dir, package_files, digests)
+        return made._replace(
+            inputs=tuple(sorted(inputs)),
+            out_dir_baked=self._out_dir_baked(unit),
+            macros=tuple(sorted(macros)),
+            package_files=package_files,
+        )
+
+    def _observed(self, unit: Unit) -> dict[str, str]:
+        seen = record.load_observation(unit)
+        if seen is None:
+            return {}
+        return {
+            os.path.normpath(os.path.join(seen.cwd, path)): digest
+            for path, digest in seen.files.items()
+        }
+
+    def _unchanged(self, path: str, reference: int) -> str:
+        """Digest of an input that Cargo would call unchanged since ``reference`` (ns)."""
+        changed = newest_below(path)
+        if changed is None:
+            raise _Refused(f"{path} is gone")
+        if changed > reference:
+            raise _Refused(f"{path} was changed after the build")
+        digest = self._contents.file(path)
+        if digest in (MISSING, UNREADABLE):
+            raise _Refused(f"{path} cannot be read")
+        return digest
+
+    def _check_evidence(self, unit: Unit, sources: list[str]) -> None:
+        """Hold sources against the hashes in the crate metadata, where there is any."""
+        metadata = next((path for path in unit.files() if path.endswith(".rmeta")), None)
+        if metadata is None or not sources:
+            return
+        known = []
+        for path in sources:
+            with open(path, "rb") as file:
+                digest = hashlib.md5(file.read(), usedforsecurity=False).digest()
+            name = below(path, self._place.workspace) or below(path, self._place.checkout)
+            known.append((os.fsencode(f"/{name}" if name else path), digest))
+        wrong = outputs.other_content(metadata, known)
+        if wrong is not None:
+            raise _Refused(f"the compiled unit holds another content of {sources[wrong]}")
+
+    def _script_record(
+        self, unit: Unit, started: int, dependencies: list[tuple[Unit, int]], local: bool
+    ) -> Record:
+        script = unit.script()
+        reference = mtime(unit.script_stdout_file)
+        if script is None or reference is None:
+            raise _Refused("the script's output is missing")
+        made = self._blank(started, "", dependencies, unit)
+        made = made._replace(out_dir_baked=self._script_bakes(unit))
+        if not local:
+            return made
+        root = self._package_root(unit)
+        made = made._replace(package_root=self._relative_root(root))
+        program = next(
+            (
+                path
+                for dependency, _ in dependencies
+                if dependency.stem.startswith("build-script-")
+                for path in dependency.compared_outputs()
+            ),
+            None,
+        )
+        asks = program is not None and outputs.asks_git(program)
+        made = made._replace(asks_git=asks)
+        if script.rerun_if_changed or script.rerun_if_env_changed:
+            inputs = []
+            for declared in script.rerun_if_changed:
+                path = os.path.normpath(os.path.join(root, declared))
+                if path.startswith(self._place.registry):
+                    continue
+                if not os.path.exists(path):
+                    # Cargo reruns the script on every build; so be it.
+                    inputs.append(Input(*self._based(path, root), MISSING))
+                else:
+                    inputs.append(
+                        Input(*self._based(path, root), self._unchanged(path, reference))
+                    )
+            return made._replace(inputs=tuple(sorted(inputs)))
+        return made._replace(timed=self._timed(unit, root))
+
+    def _timed(self, unit: Unit, root: str) -> tuple[Timed, ...]:
+        """All files of a package whose script declares nothing, with the mtimes Cargo hashed."""
+        fingerprint = unit.fingerprint()
+        text = None
+        if fingerprint is not None and len(fingerprint.local) == 1:
+            text = fingerprint.local[0].get("Precalculated")
+        if not isinstance(text, str):
+            raise _Refused("the script's fingerprint is of an unknown kind")
+        newest = parse_precalculated(text)
+        if newest is None:
+            raise _Refused(f"the script's fingerprint is of an unknown kind: {text}")
+        when, name = newest
+        if mtime(f"{root}/{name}") != when:
+            raise _Refused(f"{root}/{name} was changed after the build")
+        timed = []
+        for file, digest in self._packages.digests(root).items():
+            at = mtime(f"{root}/{file}")
+            if at is None or at > when:
+                raise _Refused(f"{root}/{file} was changed after the build")
+            timed.append(Timed(file, at, digest))
+        return tuple(timed)
+
+    def _script_bakes(self, unit: Unit) -> bool:
+        """Whether a script's output or generated files hold a path of the place it ran at.
+
+        OUT_DIR in the output itself is rewritten by Cargo (``BuildOutput::parse``), and
+        ``rerun-if-changed`` lines below the package root by us (``script.relocate_rerun_lines``).
+        Generated sources, objects and libraries are searched; a build system's litter is not.
+        """
+        place = self._place
+        roots = {place.checkout, place.workspace, place.build_dir}
+        script = unit.script()
+        assert script is not None
+        own = _root_output(unit)
+        values = [value for _, value in script.env] + list(script.others)
+        for value in values:
+            text = value.replace(own, "") if own else value
+            if any(mentions(text, root) for root in roots):
+                return True
+        needles = [os.fsencode(root) for root in roots]
+        for directory, _, files in os.walk(unit.out_dir):
+            for name in files:
+                path = f"{directory}/{name}"
+                if name.endswith((".rs", ".a", ".o", ".so", ".in", ".inc", ".json", ".txt")) and (
+                    not os.path.islink(path)
+                    and outputs.contains_path(path, needles) is not None
+                    and not (name.endswith((".txt", ".json")) and not self._is_included(unit, path))
+                ):
+                    return True
+        return False
+
+    def _is_included(self, script: Unit, path: str) -> bool:
+        """Whether a unit of the script's package lists ``path`` in its dep-info."""
+        for unit in self._target.units:
+            if unit.package == script.package and not unit.is_script_run:
+                makefile = unit.makefile()
+                if makefile is not None and path in makefile.files:
+                    return True
+        return False
+
+
+def mentions(text: str, root: str) -> bool:
+    """Whether ``text`` holds ``root`` as whole path components."""
+    at = text.find(root)
+    while at >= 0:
+        after = text[at + len(root) : at + len(root) + 1]
+        if not after or not (after.isalnum() or after in "._-+~@%"):
+            return True
+        at = text.find(root, at + 1)
+    return False
+
+
+def parse_precalculated(text: str) -> tuple[int, str] | None:
+    """``"<seconds>.<nanoseconds>s (<path>)"`` → (ns since the epoch, path); None if other.
+
+    Source: ``sources/path.rs::fingerprint`` (``format!("{} ({})", max, max_path)``) with filetime's
+    Display, which pads the nanoseconds to nine digits.
+    """
+    time, separator, path = text.partition(" (")
+    if not separator or not path.endswith(")") or not time.endswith("s"):
+        return None
+    seconds, dot, nanoseconds = time[:-1].partition(".")
+    if not dot or len(nanoseconds) != 9 or not (seconds + nanoseconds).isdigit():
+        return None
+    return int(seconds) * 1_000_000_000 + int(nanoseconds), path[:-1]
+
+
+def _is_proc_macro(unit: Unit) -> bool:
+    return unit.stem.startswith("lib-") and any(
+        path.endswith(".so") for path in unit.compared_outputs()
+    )
+
+
+def newest_below(path: str) -> int | None:
+    """``paths::mtime_recursive``: newest mtime (ns) of a path, directories and all below."""
+    try:
+        newest = os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+    if os.path.isdir(path):
+        for directory, _, files in os.walk(path, followlinks=False):
+            for entry in (directory, *(f"{directory}/{name}" for name in files)):
+                newest = max(newest, mtime(entry) or 0)
+    return newest
+
+
+def _root_output(unit: Unit) -> str | None:
+    try:
+        with open(unit.root_output_file, "rb") as file:
+            return os.fsdecode(file.read())
+    except OSError:
+        return None
+
+
+def _read_ledger(build_dir: str) -> dict[str, int]:
+    try:
+        with open(f"{build_dir}/{_LEDGER}", "rb") as file:
+            value = json.loads(file.read())
+        return dict(value["units"]) if value["format"] == record.FORMAT else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write_ledger(build_dir: str, units: dict[str, int]) -> None:
+    path = f"{build_dir}/{_LEDGER}"
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump({"format": record.FORMAT, "units": units}, file, separators=(",", ":"))
+        os.replace(temporary, path)
+    except OSError:
+        return

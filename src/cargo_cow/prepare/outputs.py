@@ -1,0 +1,169 @@
+"""What can be read out of compiled outputs: baked paths, source hashes, a script's habits.
+
+An environment value that names a path is not yet a path in the output: serde, thiserror and many
+others read ``env!("OUT_DIR")`` only to ``include!`` a generated file.  So the outputs decide.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+
+_AR_MAGIC = b"!<arch>\n"
+_ELF_MAGIC = b"\x7fELF"
+_BITCODE_MAGIC = (b"BC\xc0\xde", b"\xde\xc0\x17\x0b")
+
+# Characters that may continue a file name: `/work/p` must not be found in `/work/p-old`.
+_NAME = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+~@%")
+
+
+def _view(path: str) -> mmap.mmap | bytes:
+    with open(path, "rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # an empty file cannot be mapped
+            return b""
+
+
+def _members(data: mmap.mmap | bytes) -> Iterator[tuple[int, int]]:
+    """(start, end) of the members of an ar archive (GNU format), or of the whole file."""
+    if data[:8] != _AR_MAGIC:
+        yield 0, len(data)
+        return
+    position = 8
+    while position + 60 <= len(data):
+        size = int(data[position + 48 : position + 58].split()[0])
+        yield position + 60, position + 60 + size
+        position += 60 + size + (size & 1)
+
+
+def _debug_ranges(data: mmap.mmap | bytes, start: int, end: int) -> list[tuple[int, int]]:
+    """Ranges of ``.debug_*`` sections of the 64-bit little-endian ELF file at ``start``.
+
+    Debug information may name the donor's path: it is what a debugger shows, nothing that a
+    program does.  An ELF file of another class has no known ranges, so all of it is searched.
+    """
+    if data[start : start + 4] != _ELF_MAGIC or data[start + 4 : start + 6] != b"\x02\x01":
+        return []
+    try:
+        (table,) = struct.unpack_from("<Q", data, start + 0x28)
+        entry_size, count, names_index = struct.unpack_from("<HHH", data, start + 0x3A)
+        if not table or not count:
+            return []
+
+        def section(index: int) -> tuple[int, int, int, int]:
+            at = start + table + index * entry_size
+            name, kind = struct.unpack_from("<II", data, at)
+            offset, size = struct.unpack_from("<QQ", data, at + 0x18)
+            return name, kind, offset, size
+
+        if names_index == 0xFFFF:  # SHN_XINDEX: more than 65,279 sections
+            names_index = struct.unpack_from("<I", data, start + table + 0x28)[0]
+        if count == 0:
+            count = section(0)[3]
+        _, _, names_offset, _ = section(names_index)
+        ranges = []
+        for index in range(count):
+            name, kind, offset, size = section(index)
+            at = start + names_offset + name
+            # 8 is SHT_NOBITS; relocation sections carry no strings.
+            if kind != 8 and data[at : at + 7] == b".debug_":
+                ranges.append((start + offset, start + offset + size))
+    except struct.error:
+        return []
+    return [pair for pair in ranges if pair[0] < end]
+
+
+def occurrences(path: str, needle: bytes, *, whole_component: bool = True) -> Iterator[bytes]:
+    """What follows each occurrence of ``needle`` outside debug sections (256 bytes at most).
+
+    With ``whole_component`` an occurrence that only begins another name is left out.  Yields one
+    ``b"\\0bitcode"`` for LLVM bitcode, whose strings are packed: nothing can be said about it.
+    Raises OSError.
+    """
+    data = _view(path)
+    for start, end in _members(data):
+        if data[start : start + 4] in _BITCODE_MAGIC:
+            yield b"\0bitcode"
+            continue
+        at = data.find(needle, start, end)
+        if at < 0:
+            continue
+        ranges = _debug_ranges(data, start, end)
+        while at >= 0:
+            after = at + len(needle)
+            inside = any(low <= at < high for low, high in ranges)
+            if not inside and not (whole_component and data[after : after + 1] and
+                                   data[after] in _NAME):
+                yield bytes(data[after : after + 256])
+            at = data.find(needle, after, end)
+
+
+def bakes_path(outputs: Sequence[str], value: str, included: Iterable[str]) -> bool:
+    """Whether ``outputs`` hold the path ``value`` other than as part of an included file's path.
+
+    ``included`` are the files (below ``value``) that the unit's dep-info lists.  What cannot be
+    read, or not decided (bitcode), counts as baked.
+    """
+    tails = tuple({file[len(value) :].encode() for file in included if file.startswith(value + "/")})
+    try:
+        for path in outputs:
+            for following in occurrences(path, value.encode()):
+                if not tails or not following.startswith(tails):
+                    return True
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def contains_path(path: str, roots: Sequence[bytes]) -> bytes | None:
+    """The first of ``roots`` that the file holds outside debug sections; None if none."""
+    try:
+        for root in roots:
+            for following in occurrences(path, root):
+                if following != b"\0bitcode":
+                    return root
+    except (OSError, ValueError):
+        return roots[0] if roots else None
+    return None
+
+
+def other_content(metadata_file: str, sources: Sequence[tuple[bytes, bytes]]) -> int | None:
+    """Index of the first source whose content the crate metadata contradicts; None if none.
+
+    ``sources`` are (end of the file's path, MD5 of its content now).  rustc keeps path and MD5 of
+    source files in the source map of ``.rmeta`` (rustc_span ``SourceFileHash``; SHA-256 on MSVC):
+    evidence of what was really compiled, independent of any mtime.  Only files that an encoded
+    span points to are kept (rustc_metadata ``encode_source_map``): a path that is not there says
+    nothing.  Raises OSError.
+    """
+    data = _view(metadata_file)
+    near = -1
+    for index, (name, digest) in enumerate(sources):
+        at = -1
+        if near >= 0:  # the entries of one source map lie close together
+            at = data.find(digest, max(0, near - (1 << 20)), near + (1 << 20))
+        if at < 0:
+            at = data.find(digest)
+        if at >= 0:
+            near = at
+        elif data.find(name) >= 0:
+            return index
+    return None
+
+
+_GIT_MARKS = (b"rev-parse", b".git/", b"git describe", b"--dirty", b"libgit2", b"gix-")
+
+
+def asks_git(program: str) -> bool:
+    """Whether a build script's program seems to ask git for the commit.
+
+    Such a script often declares nothing about it, so that its result is stale in place under
+    plain Cargo as well; but in a new worktree a clean build is not.
+    """
+    try:
+        data = _view(program)
+    except OSError:
+        return True
+    return any(data.find(mark) >= 0 for mark in _GIT_MARKS)

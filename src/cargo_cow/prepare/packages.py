@@ -1,0 +1,145 @@
+"""The files of each package of a checkout, and their digest as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from blake3 import blake3
+
+from cargo_cow import git
+from cargo_cow.errors import GitFailed
+from cargo_cow.prepare.contents import MISSING, Contents
+
+
+class Packages:
+    """All package files of one checkout, listed once, when first needed.
+
+    A package's files are those below its root, less those of packages nested in it, and less the
+    target.  With git: tracked and untracked ones, and ignored ones of the ``.env`` kind;
+    without git: all.
+    """
+
+    def __init__(self, checkout: str, workspace: str, build_dir: str, contents: Contents) -> None:
+        self._checkout = checkout
+        self._workspace = workspace
+        self._build_dir = build_dir
+        self._contents = contents
+        self._files: dict[str, list[str]] | None = None
+
+    def files(self, package_root: str) -> list[str]:
+        """Paths relative to ``package_root`` (absolute), sorted."""
+        if not (package_root + "/").startswith(self._checkout + "/"):
+            return _walk(package_root, self._build_dir)
+        if self._files is None:
+            self._files = self._partition()
+        return self._files.get(package_root, [])
+
+    def _partition(self) -> dict[str, list[str]]:
+        try:
+            names = [str(path) for path in git.package_files(Path(self._checkout), Path())]
+        except GitFailed:
+            names = _walk(self._checkout, self._build_dir)
+        roots = {
+            os.path.dirname(name)
+            for name in names
+            if name == "Cargo.toml" or name.endswith("/Cargo.toml")
+        }
+        inside = (
+            self._build_dir[len(self._checkout) + 1 :] + "/"
+            if self._build_dir.startswith(self._checkout + "/")
+            else None
+        )
+        table: dict[str, list[str]] = {}
+        for name in names:
+            if inside is not None and name.startswith(inside):
+                continue
+            directory = os.path.dirname(name)
+            while directory and directory not in roots:
+                directory = os.path.dirname(directory)
+            root = f"{self._checkout}/{directory}" if directory else self._checkout
+            relative = name[len(directory) + 1 :] if directory else name
+            table.setdefault(root, []).append(relative)
+        for files in table.values():
+            files.sort()
+        return table
+
+    def digests(self, package_root: str) -> dict[str, str]:
+        """Digest of every file of the package, by relative path."""
+        return {
+            name: self._contents.file(f"{package_root}/{name}") for name in self.files(package_root)
+        }
+
+    def digest(self, package_root: str) -> str:
+        """One digest over names and contents of all files of the package."""
+        hasher = blake3()
+        for name, value in self.digests(package_root).items():
+            if value != MISSING:
+                hasher.update(os.fsencode(name) + b"\0" + value.encode() + b"\0")
+        return str(hasher.hexdigest())
+
+    def newest(self, package_root: str) -> int:
+        """Newest mtime (ns) of the package's files and of their directories below the root.
+
+        Directories tell of a file that was deleted.  The root itself is left out: the target is
+        made in it.
+        """
+        newest = 0
+        directories = set()
+        for name in self.files(package_root):
+            try:
+                newest = max(newest, os.stat(f"{package_root}/{name}").st_mtime_ns)
+            except OSError:
+                continue
+            directory = os.path.dirname(name)
+            while directory:
+                directories.add(directory)
+                directory = os.path.dirname(directory)
+        for directory in directories:
+            newest = max(newest, os.stat(f"{package_root}/{directory}").st_mtime_ns)
+        return newest
+
+
+def _walk(root: str, build_dir: str) -> list[str]:
+    found: list[str] = []
+    for directory, directories, files in os.walk(root):
+        directories[:] = [
+            name
+            for name in directories
+            if name != ".git"
+            and f"{directory}/{name}" != build_dir
+            and not os.path.exists(f"{directory}/{name}/CACHEDIR.TAG")
+        ]
+        relative = directory[len(root) + 1 :]
+        prefix = f"{relative}/" if relative else ""
+        found.extend(f"{prefix}{name}" for name in files)
+    return sorted(found)
+
+
+def keep_list(build_dir: str, digest: str, digests: dict[str, str]) -> None:
+    """Keep a package's file list in the target, so that ``explain`` can name the first difference."""
+    path = f"{build_dir}/.cargo-cow/packages/{digest}.json"
+    if os.path.exists(path):
+        return
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump(digests, file, separators=(",", ":"))
+        os.replace(temporary, path)
+    except OSError:
+        return
+
+
+def first_difference(build_dir: str, digest: str, here: dict[str, str]) -> str | None:
+    """The first file that differs between the kept list of ``digest`` and ``here``."""
+    try:
+        with open(f"{build_dir}/.cargo-cow/packages/{digest}.json", "rb") as file:
+            there = json.loads(file.read())
+    except (OSError, ValueError):
+        return None
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            return str(name)
+    return None

@@ -1,0 +1,52 @@
+"""Where a target stands: the paths that records are mapped to and compared with."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from cargo_cow import git
+from cargo_cow.cargo.workspace import Workspace, cargo_home
+
+
+class Place(NamedTuple):
+    """Absolute, symlink-free paths of one checkout's workspace and build directory.
+
+    ``build_dir`` is where the target stands when Cargo runs, also while a clone of it is still
+    being made under another name.  ``checkout`` is the git top level, or the workspace root
+    without git.  ``members`` maps package names to package roots.
+    """
+
+    checkout: str
+    workspace: str
+    build_dir: str
+    head: str | None
+    members: dict[str, tuple[str, ...]]
+    registry: tuple[str, ...]
+
+
+def place_of(workspace: Workspace) -> Place:
+    """The place of a workspace as Cargo reported it."""
+    root = os.path.realpath(workspace.root)
+    checkout = git.checkout_of(workspace.root)
+    top = root
+    head = None
+    if checkout is not None and not checkout.bare:
+        top = os.path.realpath(checkout.root)
+        head = checkout.head
+    members: dict[str, tuple[str, ...]] = {}
+    for package in workspace.members:
+        members[package.name] = (*members.get(package.name, ()), os.path.realpath(package.root))
+    home = cargo_home()
+    registry = tuple(
+        f"{base}/{name}/" for base in {home, os.path.realpath(home)} for name in ("registry", "git")
+    )
+    return Place(top, root, os.path.realpath(workspace.build_dir), head, members, registry)
+
+
+def below(path: str, root: str) -> str | None:
+    """``path`` relative to ``root``; None if it does not lie below it."""
+    if path == root:
+        return ""
+    prefix = root if root.endswith("/") else root + "/"
+    return path[len(prefix) :] if path.startswith(prefix) else None

@@ -1,0 +1,414 @@
+"""The proof: which units of a target are what a build here would give.
+
+Deciding touches nothing: `prove` returns a plan of plain data, which `stamp.apply` carries out and
+``--dry-run`` and ``explain`` print.
+
+Two situations differ.  *In place* the target was built here, Cargo's own mtime test is the judge,
+and a proof only turns "newer" into "unchanged" where the contents say so.  In a *clone* no mtime
+means anything: what is not proven is dropped explicitly, whatever Cargo would think of its times.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, NamedTuple
+
+from cargo_cow.cargo import depinfo
+from cargo_cow.cargo.script import relocate_rerun_lines
+from cargo_cow.cargo.target import Target, Unit, mtime
+from cargo_cow.errors import UnknownFormat
+from cargo_cow.prepare import record
+from cargo_cow.prepare.capture import mentions, newest_below
+from cargo_cow.prepare.contents import MISSING, Contents
+from cargo_cow.prepare.packages import Packages, first_difference
+from cargo_cow.prepare.place import Place, below
+from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, Record
+
+Status = Literal["proven", "kept", "unproven", "dirty", "unknown"]
+
+
+class Reason(NamedTuple):
+    """Why a unit is not proven: a stable code, and what it is about."""
+
+    code: str
+    subject: str = ""
+
+    def __str__(self) -> str:
+        return _TEXTS[self.code].format(self.subject)
+
+
+_TEXTS = {
+    "dirty": "its fingerprint is empty: the build that should have made it did not finish",
+    "not-recorded": "there is no record of what it was made from{}",
+    "content": "{} has other content",
+    "missing": "{} is gone",
+    "declared-missing": "its script declares {}, which does not exist: Cargo runs it on every build",
+    "environment": "it was compiled with {}, which differs here",
+    "out-dir": "its outputs hold OUT_DIR of the place it was compiled at",
+    "script-path": "the script's output or generated files hold a path of the place it ran at",
+    "git": "its script asks git, and HEAD was {} then",
+    "package": "it may expand {}, and the files of its package are not those it was compiled with",
+    "hidden": "it may expand {}, and it is not known what else of its package was read",
+    "dependency": "it was built against another {}",
+    "dependency-unproven": "{} is not proven",
+    "format": "{}",
+}
+
+# In place these are for Cargo to judge: it would be as blind without us.
+_SOFT = frozenset({"package", "hidden", "git", "not-recorded", "dependency-unproven"})
+
+
+class Verdict(NamedTuple):
+    """What is known about one unit; ``reason`` is None for proven and kept ones."""
+
+    key: str
+    status: Status
+    reason: Reason | None = None
+
+
+class Rewrite(NamedTuple):
+    """A file of the target that names the donor's checkout and must name this one."""
+
+    path: str
+    data: bytes
+
+
+class SourceTime(NamedTuple):
+    """A source file whose recorded mtime (ns) is put back, because Cargo hashed it (law 4)."""
+
+    path: str
+    mtime: int
+    digest: str
+
+
+class Plan(NamedTuple):
+    """What to do to a target, as plain data.
+
+    ``drop`` are hash files to empty, ``stamp`` files to give the time T0 (outputs before their
+    reference file, dependencies before dependents).
+    """
+
+    verdicts: tuple[Verdict, ...]
+    drop: tuple[str, ...]
+    stamp: tuple[str, ...]
+    rewrites: tuple[Rewrite, ...]
+    source_times: tuple[SourceTime, ...]
+
+    def count(self, status: Status) -> int:
+        return sum(verdict.status == status for verdict in self.verdicts)
+
+
+class _Proof:
+    def __init__(
+        self,
+        target: Target,
+        place: Place,
+        contents: Contents,
+        packages: Packages,
+        cloned: bool,
+        records: dict[str, Record],
+    ) -> None:
+        self.target = target
+        self.place = place
+        self.contents = contents
+        self.packages = packages
+        self.cloned = cloned
+        self.units = {unit.key: unit for unit in target.units}
+        self.records: dict[str, Record] = {}
+        for unit in target.units:
+            known = record.load(unit)
+            if known is None:
+                given = records.get(unit.key)
+                known = given if given is not None and given.invoked == unit.invoked() else None
+            if known is not None:
+                self.records[unit.key] = known
+        self.verdicts: dict[str, Verdict] = {}
+        self.order: list[str] = []
+        self._mtimes: dict[str, int | None] = {}
+        self._scripted = {unit.package for unit in target.units if unit.is_script_run}
+
+    # -- paths
+
+    def package_root(self, made: Record) -> str:
+        if made.package_root.startswith("/"):
+            inside = below(made.package_root, made.checkout)
+            return made.package_root if inside is None else _join(self.place.checkout, inside)
+        return _join(self.place.workspace, made.package_root)
+
+    def here(self, made: Record, base: int, path: str) -> str:
+        if base == PACKAGE:
+            return _join(self.package_root(made), path)
+        if base == CHECKOUT:
+            return _join(self.place.checkout, path)
+        assert base == ABSOLUTE
+        return path
+
+    def moved(self, made: Record) -> bool:
+        place = self.place
+        return (made.checkout, made.workspace, made.build_dir) != (
+            place.checkout,
+            place.workspace,
+            place.build_dir,
+        )
+
+    def final(self, path: str) -> str:
+        """Where a file of the target will stand once the target is published."""
+        inside = below(path, self.target.build_dir)
+        return path if inside is None else _join(self.place.build_dir, inside)
+
+    # -- one unit
+
+    def verdict(self, unit: Unit) -> Verdict:
+        known = self.verdicts.get(unit.key)
+        if known is None:
+            self.verdicts[unit.key] = Verdict(unit.key, "unknown", Reason("not-recorded"))
+            known = self.verdicts[unit.key] = self.decide(unit)
+            self.order.append(unit.key)
+        return known
+
+    def decide(self, unit: Unit) -> Verdict:
+        if unit.is_documentation:
+            return Verdict(unit.key, "unknown", None)
+        if unit.fingerprint_hash() is None:
+            return Verdict(unit.key, "dirty", Reason("dirty"))
+        made = self.records.get(unit.key)
+        if made is None:
+            return self.unrecorded(unit)
+        try:
+            reason = self.reason(unit, made)
+        except UnknownFormat as error:
+            reason = Reason("format", str(error))
+        if reason is not None:
+            return Verdict(unit.key, "unproven", reason)
+        return Verdict(unit.key, "proven")
+
+    def unrecorded(self, unit: Unit) -> Verdict:
+        """A unit without record: third-party ones need none, local ones are not proven."""
+        if not self.cloned:
+            return Verdict(unit.key, "kept")
+        missing = Reason("not-recorded")
+        if unit.is_script_run:
+            return Verdict(unit.key, "unproven", missing)
+        try:
+            info = unit.dep_info()
+        except UnknownFormat as error:
+            return Verdict(unit.key, "unproven", Reason("format", str(error)))
+        if info is None:
+            return Verdict(unit.key, "unproven", missing)
+        for file in info.files:
+            if file.base == depinfo.PACKAGE or (
+                file.path.startswith("/") and not file.path.startswith(self.place.registry)
+            ):
+                return Verdict(unit.key, "unproven", missing)
+        if unit.package in self._scripted:
+            makefile = unit.makefile()
+            if makefile is None or any(key == "OUT_DIR" for key, _ in makefile.env):
+                return Verdict(unit.key, "unproven", missing)
+        return Verdict(unit.key, "kept")
+
+    def reason(self, unit: Unit, made: Record) -> Reason | None:
+        """The first reason why the unit is not proven here; None if it is."""
+        for key, invoked in made.dependencies:
+            dependency = self.units.get(key)
+            if dependency is None or dependency.invoked() != invoked:
+                return Reason("dependency", key)
+        for wanted in made.inputs:
+            path = self.here(made, wanted.base, wanted.path)
+            digest = self.contents.file(path)
+            if wanted.digest == MISSING:
+                return Reason("declared-missing", path)
+            if digest == MISSING:
+                return Reason("missing", path)
+            if digest != wanted.digest:
+                return Reason("content", path)
+        reason = self.timed_reason(made) or self.environment_reason(unit, made)
+        if reason is not None:
+            return reason
+        if made.asks_git and made.head != self.place.head:
+            return Reason("git", (made.head or "unknown")[:12])
+        if made.macros:
+            reason = self.package_reason(made)
+            if reason is not None:
+                return reason
+        for key, _ in made.dependencies:
+            if self.verdict(self.units[key]).status not in ("proven", "kept"):
+                return Reason("dependency-unproven", key)
+        return None
+
+    def timed_reason(self, made: Record) -> Reason | None:
+        if made.timed is None:
+            return None
+        root = self.package_root(made)
+        here = set(self.packages.files(root))
+        for timed in made.timed:
+            here.discard(timed.path)
+            path = f"{root}/{timed.path}"
+            digest = self.contents.file(path)
+            if digest == MISSING:
+                return Reason("missing", path)
+            if digest != timed.digest:
+                return Reason("content", path)
+        if here:
+            return Reason("content", f"{root}/{min(here)}")
+        return None
+
+    def environment_reason(self, unit: Unit, made: Record) -> Reason | None:
+        if not self.moved(made):
+            return None
+        if unit.is_script_run:
+            return Reason("script-path") if made.out_dir_baked else None
+        roots = {made.checkout, made.workspace, made.build_dir}
+        for key, value in made.env:
+            if key == "OUT_DIR":
+                if made.out_dir_baked is not False and value != self.out_dir_here(made):
+                    return Reason("out-dir")
+            elif any(mentions(value, root) for root in roots):
+                return Reason("environment", f"{key}={value}")
+        return None
+
+    def out_dir_here(self, made: Record) -> str | None:
+        for key, _ in made.dependencies:
+            dependency = self.units.get(key)
+            if dependency is not None and dependency.is_script_run:
+                return self.final(dependency.out_dir)
+        return None
+
+    def package_reason(self, made: Record) -> Reason | None:
+        macros = ", ".join(made.macros)
+        if made.package_files is None:
+            return Reason("hidden", macros)
+        root = self.package_root(made)
+        if self.packages.digest(root) == made.package_files:
+            return None
+        different = first_difference(
+            self.target.build_dir, made.package_files, self.packages.digests(root)
+        )
+        return Reason("package", f"{macros} ({different} differs)" if different else macros)
+
+    # -- times
+
+    def stat(self, path: str) -> int | None:
+        if path not in self._mtimes:
+            self._mtimes[path] = newest_below(path)
+        return self._mtimes[path]
+
+    def stale_by_time(self, unit: Unit, made: Record) -> bool:
+        """Whether Cargo would call a proven unit dirty because of mtimes of its own inputs."""
+        reference = mtime(unit.reference_file)
+        if reference is None:
+            return False
+        for wanted in made.inputs:
+            newest = self.stat(self.here(made, wanted.base, wanted.path))
+            if newest is not None and newest > reference:
+                return True
+        return False
+
+    def is_local(self, made: Record) -> bool:
+        return bool(made.inputs) or made.timed is not None
+
+    def plan(self) -> Plan:
+        for unit in self.target.units:
+            self.verdict(unit)
+        drop: list[str] = []
+        stamp: list[str] = []
+        rewrites: list[Rewrite] = []
+        source_times: list[SourceTime] = []
+        moving: set[str] = set()
+        for key in self.order:
+            unit = self.units[key]
+            verdict = self.verdicts[key]
+            made = self.records.get(key)
+            if verdict.status == "unproven" and self.must_drop(unit, verdict, made):
+                drop.append(unit.hash_file)
+            if verdict.status != "proven" or made is None:
+                continue
+            follows = any(dependency in moving for dependency, _ in made.dependencies)
+            relocated = self.relocate(unit, made) if self.moved(made) else []
+            if follows or (
+                self.is_local(made)
+                and (self.cloned or relocated or self.stale_by_time(unit, made))
+            ):
+                moving.add(key)
+                references = [unit.reference_file] if self.is_local(made) else []
+                stamp.extend(path for path in unit.compared_outputs() if path not in references)
+                stamp.extend(references)
+                rewrites.extend(relocated)
+            if made.timed is not None:
+                source_times.extend(self.source_times(made))
+        ordered = tuple(self.verdicts[unit.key] for unit in self.target.units)
+        return Plan(ordered, tuple(drop), tuple(stamp), tuple(rewrites), tuple(source_times))
+
+    def must_drop(self, unit: Unit, verdict: Verdict, made: Record | None) -> bool:
+        if self.cloned:
+            return True
+        reason = verdict.reason
+        if reason is None or made is None or reason.code in _SOFT:
+            return False
+        if reason.code not in ("content", "environment", "out-dir", "script-path"):
+            return False
+        # Cargo names a better reason itself where it sees the change.
+        return not self.stale_by_time(unit, made)
+
+    def relocate(self, unit: Unit, made: Record) -> list[Rewrite]:
+        """Dep-info and script output that name the old checkout, rewritten for this one."""
+        rewrites = []
+        if unit.is_script_run:
+            data = _bytes(unit.script_stdout_file)
+            old = os.fsencode(
+                made.package_root
+                if made.package_root.startswith("/")
+                else _join(made.workspace, made.package_root)
+            )
+            new = os.fsencode(self.package_root(made))
+            if made.inputs and old != new and old in data:
+                changed = relocate_rerun_lines(data, old, new)
+                if changed != data:
+                    rewrites.append(Rewrite(unit.script_stdout_file, changed))
+            return rewrites
+        info = unit.dep_info()
+        if info is None:
+            return rewrites
+        files = []
+        for file in info.files:
+            inside = below(file.path, made.checkout) if file.path.startswith("/") else None
+            if inside is not None:
+                file = file._replace(path=_join(self.place.checkout, inside))  # noqa: PLW2901
+            files.append(file)
+        if tuple(files) != info.files:
+            changed = depinfo.encode(info._replace(files=tuple(files)))
+            rewrites.append(Rewrite(unit.dep_info_file, changed))
+        return rewrites
+
+    def source_times(self, made: Record) -> list[SourceTime]:
+        root = self.package_root(made)
+        assert made.timed is not None
+        times = [
+            SourceTime(f"{root}/{timed.path}", timed.mtime, timed.digest) for timed in made.timed
+        ]
+        return [entry for entry in times if mtime(entry.path) != entry.mtime]
+
+
+def prove(
+    target: Target,
+    place: Place,
+    contents: Contents,
+    packages: Packages,
+    *,
+    cloned: bool,
+    records: dict[str, Record] | None = None,
+) -> Plan:
+    """Compare every unit of ``target`` with the checkout at ``place``.
+
+    ``records`` are taken for units that have none on disk, by unit key (a donor that is read-only
+    cannot keep them itself).  Reads files only.
+    """
+    return _Proof(target, place, contents, packages, cloned, records or {}).plan()
+
+
+def _join(root: str, relative: str) -> str:
+    return f"{root}/{relative}" if relative else root
+
+
+def _bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

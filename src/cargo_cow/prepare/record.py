@@ -1,0 +1,136 @@
+"""Records and observations: what a unit was made from, kept beside its fingerprint.
+
+A record names the very build it speaks of by the mtime of ``invoked.timestamp``, which Cargo sets
+when a compile or run starts and which neither a clone nor a stamp changes: after any rebuild the
+record is recognised as outdated, however it got there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NamedTuple
+
+from cargo_cow.cargo.target import Unit
+
+FORMAT = 1
+
+PACKAGE = 0
+"""Relative to the package root."""
+CHECKOUT = 1
+"""Relative to the checkout's root: it lies outside the package, inside the repository."""
+ABSOLUTE = 2
+"""Outside the checkout."""
+
+
+class Input(NamedTuple):
+    """One input: where it lies, and the digest of what the unit was made from."""
+
+    base: int
+    path: str
+    digest: str
+
+
+class Timed(NamedTuple):
+    """A package file as a script without declarations depends on it: mtime (ns) and contents."""
+
+    path: str
+    mtime: int
+    digest: str
+
+
+class Record(NamedTuple):
+    """What a unit was made from.
+
+    ``package_root`` is relative to ``workspace``, or absolute where the package lies outside it.
+    ``dependencies`` are (unit key, its ``invoked``).  ``env`` holds values that Cargo set and does
+    not track.  ``out_dir_baked``: whether the outputs hold OUT_DIR other than in the path of an
+    included file (None: OUT_DIR is not read).  ``macros``: reachable proc macros not known to be
+    pure; where there are any, ``package_files`` is the digest of all files of the package (None:
+    not known).  ``timed``: for a script that declares nothing, all files of its package.
+    ``asks_git``: the script's program seems to ask git; ``head`` is the commit it ran at.
+    """
+
+    invoked: int
+    checkout: str
+    workspace: str
+    build_dir: str
+    package_root: str
+    inputs: tuple[Input, ...]
+    dependencies: tuple[tuple[str, int], ...]
+    env: tuple[tuple[str, str], ...] = ()
+    out_dir_baked: bool | None = None
+    macros: tuple[str, ...] = ()
+    package_files: str | None = None
+    timed: tuple[Timed, ...] | None = None
+    asks_git: bool = False
+    head: str | None = None
+
+
+class Observation(NamedTuple):
+    """What the shim saw: digests by the path rustc named, relative to ``cwd``."""
+
+    invoked: int
+    cwd: str
+    files: dict[str, str]
+
+
+def load(unit: Unit) -> Record | None:
+    """The unit's record, if there is one that speaks of the build that is on disk.
+
+    A truncated, foreign, or later record is no record: the unit counts as not recorded.
+    """
+    try:
+        with open(unit.record_file, "rb") as file:
+            value = json.loads(file.read())
+        if value["format"] != FORMAT or value["unit"] != unit.key:
+            return None
+        if value["invoked"] != unit.invoked():
+            return None
+        timed = value["timed"]
+        return Record(
+            int(value["invoked"]),
+            str(value["checkout"]),
+            str(value["workspace"]),
+            str(value["build_dir"]),
+            str(value["package_root"]),
+            tuple(Input(int(base), str(path), str(digest)) for base, path, digest in value["inputs"]),
+            tuple((str(key), int(invoked)) for key, invoked in value["dependencies"]),
+            tuple((str(key), str(text)) for key, text in value["env"]),
+            value["out_dir_baked"],
+            tuple(str(name) for name in value["macros"]),
+            value["package_files"],
+            None if timed is None else tuple(
+                Timed(str(path), int(mtime), str(digest)) for path, mtime, digest in timed
+            ),
+            bool(value["asks_git"]),
+            value["head"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save(unit: Unit, record: Record) -> None:
+    """Write the record beside the fingerprint: aside, then rename.
+
+    Not synced: a record lost or torn in a power cut is a unit that counts as not recorded.
+    Raises OSError (a donor may be read-only: the caller decides).
+    """
+    value = {"format": FORMAT, "unit": unit.key, **record._asdict()}
+    temporary = f"{unit.record_file}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(json.dumps(value, separators=(",", ":")))
+    os.replace(temporary, unit.record_file)
+
+
+def load_observation(unit: Unit) -> Observation | None:
+    """The shim's observation of the build that is on disk; None if there is none."""
+    try:
+        with open(unit.observed_file, "rb") as file:
+            value = json.loads(file.read())
+        if value["format"] != FORMAT or value["invoked"] != unit.invoked():
+            return None
+        files = {str(path): str(digest) for path, _, digest in value["files"]}
+        return Observation(int(value["invoked"]), str(value["cwd"]), files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
