@@ -1,0 +1,114 @@
+//! The shim: what Cargo calls as `RUSTC_WRAPPER`.
+//!
+//! Called as `RUSTC ARGS...` or `WORKSPACE_WRAPPER RUSTC ARGS...`, it runs exactly that (behind
+//! `$CARGO_COW_CHAIN`, where another wrapper is to run in front) and ends as it ended.  Its first
+//! duty is to be invisible: it prints nothing, and whatever goes wrong with its own work ends in
+//! `exec` of the real compiler.  `CARGO_COW_LOG=FILE` tells what it did.
+//!
+//! Three kinds of call:
+//!   * Cargo's first probe (`RUSTC -vV`): the moment to seed a target that is not there (`seed`).
+//!   * a compile whose inputs are worth noting: run, waited for, then observed (`observe`).
+//!   * everything else: `exec`, so that no process of ours remains.
+
+mod args;
+mod checkout;
+mod observe;
+mod process;
+mod seed;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+/// `arguments` begin with the compiler.
+pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    // A panic of ours is no business of the build's; the default hook would print.
+    std::panic::set_hook(Box::new(|panic| log(&format!("{panic}"))));
+    let call = args::Call::of(&arguments);
+    let plan = guarded(|| {
+        if call.is_version_probe() {
+            seed::at_probe();
+            return None;
+        }
+        let compile = call.compile()?;
+        seed::mark(&compile.out_dir);
+        observe::Plan::of(compile)
+    });
+    let command = process::with_chain(&arguments);
+    match plan {
+        Some(plan) => observed(&command, &arguments, &plan),
+        None => replace(&command, &arguments),
+    }
+}
+
+fn observed(command: &[OsString], compiler: &[OsString], plan: &observe::Plan) -> ExitCode {
+    let started = plan.start();
+    match process::wait_for(command) {
+        Ok(process::Ended::Exited(code)) => {
+            if code == 0 {
+                guarded(|| {
+                    plan.write(started)
+                        .unwrap_or_else(|reason| log(&format!("not observed: {reason}")));
+                    Some(())
+                });
+            }
+            ExitCode::from(code)
+        }
+        Ok(process::Ended::Killed(signal)) => crate::signals::die_by(signal),
+        Err(error) => {
+            log(&format!("cannot start {}: {error}", command[0].display()));
+            replace(command, compiler)
+        }
+    }
+}
+
+/// Becomes the compiler.  The chained wrapper failing to start leaves the compiler itself.
+fn replace(command: &[OsString], compiler: &[OsString]) -> ExitCode {
+    let mut error = process::exec(command);
+    if command.len() != compiler.len() {
+        log(&format!("cannot run {}: {error}", command[0].display()));
+        error = process::exec(compiler);
+    }
+    // There is no compiler; whoever called must learn why, as a shell would say it.
+    let program = compiler[0].display();
+    let _ = writeln!(std::io::stderr(), "error: cannot run {program}: {error}");
+    ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound {
+        127
+    } else {
+        126
+    })
+}
+
+fn guarded<T>(work: impl FnOnce() -> Option<T>) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(None)
+}
+
+/// An environment variable that is set and not empty.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// One line to the file that `CARGO_COW_LOG` names; nothing without it.
+fn log(text: &str) {
+    let Some(path) = variable("CARGO_COW_LOG") else {
+        return;
+    };
+    let line = format!("cargo-cow-native {}: {text}\n", std::process::id());
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path);
+    if let Ok(mut file) = file {
+        // One write, so that lines of parallel compiles stay whole.
+        let _ = file.write_all(line.as_bytes());
+    }
+}
+
+/// The part of `text` after `prefix`, as bytes are compared.
+fn strip_prefix<'a>(text: &'a OsStr, prefix: &str) -> Option<&'a OsStr> {
+    use std::os::unix::ffi::OsStrExt;
+    text.as_bytes()
+        .strip_prefix(prefix.as_bytes())
+        .map(OsStr::from_bytes)
+}

@@ -1,0 +1,369 @@
+//! Filling a target that is not there yet, at Cargo's first probe.
+//!
+//! Cargo asks its wrapper for `RUSTC -vV` before it opens the target directory (measured with
+//! Cargo 1.95), so what is in the target when the probe returns counts as having been there.
+//! Every decision is `cargo-cow prepare --seed`'s.  What happens here is a cheap filter before a
+//! Python start: in any doubt Python is asked, and only where there is a sibling checkout and
+//! this one never had a target.
+//!
+//! Cargo keeps the probe's answer in `target/.rustc_info.json` and does not probe again while
+//! that holds, so ordinary compiles set the marker, too.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, PidfdFlags};
+
+use super::checkout::Checkout;
+use super::{log, strip_prefix, variable};
+use crate::signals::{self, Forwarding};
+
+/// Longer than any clone should take; a build must not hang on us.
+const LONGEST: Duration = Duration::from_secs(600);
+/// From SIGTERM to SIGKILL.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Subcommands of Cargo 1.95 that may ask for the compiler's version but build nothing in this
+/// workspace.  Everything else (aliases and external subcommands, too) may build.
+const NOT_BUILDING: &[&str] = &[
+    "add",
+    "clean",
+    "config",
+    "fetch",
+    "generate-lockfile",
+    "help",
+    "info",
+    "init",
+    "install",
+    "locate-project",
+    "login",
+    "logout",
+    "metadata",
+    "new",
+    "owner",
+    "package",
+    "pkgid",
+    "publish",
+    "read-manifest",
+    "remove",
+    "report",
+    "rm",
+    "search",
+    "tree",
+    "uninstall",
+    "update",
+    "vendor",
+    "verify-project",
+    "version",
+    "yank",
+];
+
+/// The Cargo process that called us, as `/proc` shows it.
+struct Cargo {
+    directory: PathBuf,
+    /// After the program's name, up to `--`.
+    arguments: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Exists,
+    Missing,
+    /// Somewhere that only Cargo's own configuration rules can tell.
+    Unknown,
+}
+
+/// On any compile: the target exists.  `out_dir` tells where we are if Cargo is not our parent.
+pub fn mark(out_dir: &Path) {
+    let directory = Cargo::calling().map(|cargo| cargo.project_directory());
+    let checkout = directory
+        .or_else(|| std::path::absolute(out_dir).ok())
+        .and_then(|directory| Checkout::above(&directory));
+    if let Some(checkout) = checkout {
+        make_marker(&checkout);
+    }
+}
+
+fn make_marker(checkout: &Checkout) {
+    if !checkout.is_marked()
+        && let Err(error) = checkout.mark()
+    {
+        log(&format!("cannot mark the checkout: {error}"));
+    }
+}
+
+/// On Cargo's probe.
+pub fn at_probe() {
+    if variable("CARGO_COW_SEEDING").is_some() {
+        return;
+    }
+    let cargo = Cargo::calling().unwrap_or_else(|| Cargo {
+        directory: std::env::current_dir().unwrap_or_default(),
+        arguments: Vec::new(),
+    });
+    let project = cargo.project_directory();
+    let Some(checkout) = Checkout::above(&project) else {
+        return;
+    };
+    if !cargo.may_build() || checkout.is_marked() {
+        return;
+    }
+    if cargo.target(&project, &checkout.root) == Target::Exists {
+        make_marker(&checkout);
+        return;
+    }
+    if !checkout.has_sibling() {
+        return;
+    }
+    let Some(program) = program() else {
+        log("not seeded: cargo-cow is not beside this program");
+        return;
+    };
+    match cargo.seed(&program, &project) {
+        Ok(outcome) => log(&format!("seeding: {outcome}")),
+        Err(error) => log(&format!("cannot run {}: {error}", program.display())),
+    }
+    if cargo.target(&project, &checkout.root) == Target::Exists {
+        make_marker(&checkout);
+    }
+}
+
+/// The Python side: `CARGO_COW_PROGRAM`, else beside our own file.
+fn program() -> Option<PathBuf> {
+    if let Some(program) = variable("CARGO_COW_PROGRAM") {
+        return Some(PathBuf::from(program));
+    }
+    let program = std::env::current_exe().ok()?.with_file_name("cargo-cow");
+    program.is_file().then_some(program)
+}
+
+impl Cargo {
+    /// `None`: our parent is not Cargo, or `/proc` does not say.
+    fn calling() -> Option<Self> {
+        let parent = rustix::process::getppid()?.as_raw_nonzero();
+        let line = fs::read(format!("/proc/{parent}/cmdline")).ok()?;
+        let mut words = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
+        let name = Path::new(words.next()?).file_name()?;
+        if name != "cargo" {
+            return None;
+        }
+        let directory = fs::read_link(format!("/proc/{parent}/cwd")).ok()?;
+        let arguments = words.take_while(|word| *word != "--");
+        Some(Self {
+            directory,
+            arguments: arguments.map(OsStr::to_owned).collect(),
+        })
+    }
+
+    /// The value of `--name VALUE` or `--name=VALUE`.
+    fn option(&self, name: &str) -> Option<&OsStr> {
+        let mut rest = self.arguments.iter();
+        while let Some(argument) = rest.next() {
+            if argument == name {
+                return rest.next().map(OsString::as_os_str);
+            }
+            let value = strip_prefix(argument, name).and_then(|rest| strip_prefix(rest, "="));
+            if value.is_some() {
+                return value;
+            }
+        }
+        None
+    }
+
+    fn subcommand(&self) -> Option<&OsStr> {
+        let mut rest = self.arguments.iter();
+        while let Some(argument) = rest.next() {
+            match argument.as_bytes() {
+                b"-C" | b"-Z" | b"--config" | b"--color" | b"--explain" => {
+                    rest.next();
+                }
+                [b'-' | b'+', ..] | [] => {}
+                _ => return Some(argument),
+            }
+        }
+        None
+    }
+
+    fn may_build(&self) -> bool {
+        let Some(subcommand) = self.subcommand() else {
+            return true;
+        };
+        // `install --path` builds in the workspace's own target.
+        subcommand == "install" && self.option("--path").is_some()
+            || !NOT_BUILDING.iter().any(|name| subcommand == *name)
+    }
+
+    /// Where Cargo looks for the package: its own directory, or the manifest's.
+    fn project_directory(&self) -> PathBuf {
+        let manifest = self
+            .option("--manifest-path")
+            .map(|manifest| self.directory.join(manifest));
+        manifest
+            .as_deref()
+            .and_then(Path::parent)
+            .unwrap_or(&self.directory)
+            .to_owned()
+    }
+
+    /// Cargo's order (`GlobalContext::target_dir`): `--target-dir`, `CARGO_TARGET_DIR`, the
+    /// configuration's `build.target-dir`, then `target` beside the workspace's manifest.
+    fn target(&self, project: &Path, checkout: &Path) -> Target {
+        if variable("CARGO_BUILD_BUILD_DIR").is_some() || self.configuration_decides() {
+            return Target::Unknown;
+        }
+        let given = self.option("--target-dir").map(OsStr::to_owned);
+        let given = given
+            .or_else(|| variable("CARGO_TARGET_DIR"))
+            .or_else(|| variable("CARGO_BUILD_TARGET_DIR"));
+        if let Some(given) = given {
+            return if exists(&self.directory.join(given)) {
+                Target::Exists
+            } else {
+                Target::Missing
+            };
+        }
+        beside_manifest(project, checkout)
+    }
+
+    /// Whether a configuration file (or `--config`) mentions a directory for build output, or
+    /// includes another that might.
+    fn configuration_decides(&self) -> bool {
+        let mentions = |text: &[u8]| {
+            [&b"target-dir"[..], b"build-dir", b"include"]
+                .iter()
+                .any(|key| contains(text, key))
+        };
+        if let Some(value) = self.option("--config") {
+            // Its value may also be the path of a file.
+            let file = fs::read(self.directory.join(value)).unwrap_or_default();
+            if mentions(value.as_bytes()) || mentions(&file) {
+                return true;
+            }
+        }
+        let above = self
+            .directory
+            .ancestors()
+            .map(|directory| directory.join(".cargo"));
+        above.chain(super::observe::cargo_home()).any(|directory| {
+            ["config.toml", "config"]
+                .iter()
+                .any(|name| fs::read(directory.join(name)).is_ok_and(|text| mentions(&text)))
+        })
+    }
+
+    fn seed(&self, program: &Path, project: &Path) -> io::Result<String> {
+        let mut command = Command::new(program);
+        command
+            .args(["prepare", "--seed"])
+            .env("CARGO_COW_SEEDING", "1")
+            .current_dir(project)
+            .stdin(Stdio::null())
+            .stdout(io::stderr().as_fd().try_clone_to_owned()?)
+            // Its own group, so that all of it can be ended; signals are handed on.
+            .process_group(0);
+        if let Some(target) = self.option("--target-dir") {
+            command.env("CARGO_TARGET_DIR", self.directory.join(target));
+        }
+        let forwarding = Forwarding::begin();
+        let mut child = command.spawn().inspect_err(|_| {
+            if let Some(signal) = forwarding.received() {
+                signals::die_by(signal);
+            }
+        })?;
+        let group = -child.id().cast_signed();
+        forwarding.to(group);
+        let mut outcome = String::new();
+        if !ended_within(&mut child, LONGEST) {
+            outcome.push_str("ended after its time limit, ");
+            signals::send(group, libc::SIGTERM);
+            if !ended_within(&mut child, GRACE) {
+                signals::send(group, libc::SIGKILL);
+            }
+        }
+        let status = child.wait()?;
+        forwarding.end();
+        if let Some(signal) = forwarding.received() {
+            signals::die_by(signal);
+        }
+        Ok(outcome + &status.to_string())
+    }
+}
+
+/// Waits without reaping.
+fn ended_within(child: &mut Child, limit: Duration) -> bool {
+    let started = Instant::now();
+    let number = Pid::from_raw(child.id().cast_signed());
+    let watched =
+        number.and_then(|number| rustix::process::pidfd_open(number, PidfdFlags::empty()).ok());
+    loop {
+        let Some(left) = limit.checked_sub(started.elapsed()) else {
+            return false;
+        };
+        if let Some(watched) = &watched {
+            let left = rustix::event::Timespec::try_from(left).ok();
+            let mut files = [PollFd::new(watched, PollFlags::IN)];
+            if rustix::event::poll(&mut files, left.as_ref()).is_ok_and(|ready| ready > 0) {
+                return true;
+            }
+        } else {
+            // Before Linux 5.3.
+            if !matches!(child.try_wait(), Ok(None)) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// `target` beside the manifest of the workspace that `project` belongs to, as far as a glance
+/// tells: the nearest manifest with a `[workspace]` table, else the nearest manifest.  A target
+/// beside another manifest on the way up leaves it open (`exclude`, `package.workspace`).
+fn beside_manifest(project: &Path, checkout: &Path) -> Target {
+    let mut directories = Vec::new();
+    for directory in project.ancestors() {
+        if let Ok(manifest) = fs::read(directory.join("Cargo.toml")) {
+            directories.push(directory);
+            if contains(&manifest, b"[workspace]") || contains(&manifest, b"[workspace.") {
+                break;
+            }
+        }
+        if directory == checkout {
+            break;
+        }
+    }
+    let workspace = directories.iter().position(|directory| {
+        fs::read(directory.join("Cargo.toml"))
+            .is_ok_and(|text| contains(&text, b"[workspace]") || contains(&text, b"[workspace."))
+    });
+    let Some(root) = directories.get(workspace.unwrap_or(0)) else {
+        // No manifest at all: nothing will be built here.
+        return Target::Exists;
+    };
+    if exists(&root.join("target")) {
+        Target::Exists
+    } else if directories
+        .iter()
+        .any(|other| exists(&other.join("target")))
+    {
+        Target::Unknown
+    } else {
+        Target::Missing
+    }
+}
+
+/// A symlink that leads nowhere counts: it is somebody's arrangement.
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}

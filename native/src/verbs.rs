@@ -1,0 +1,134 @@
+//! The verbs: command lines in, one JSON object on stdout out.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Component, Path, PathBuf};
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use crate::clone_tree::{self, Mode, Options};
+
+/// Version of the command lines and outputs below.  Python refuses another one.
+const PROTOCOL: u32 = 1;
+
+/// Why a verb failed; printed as `{"error", "errno", "path"}` with `null` where unknown.
+#[derive(Debug)]
+pub struct Failure {
+    pub error: String,
+    pub errno: Option<i32>,
+    pub path: Option<PathBuf>,
+}
+
+impl Failure {
+    /// `doing` is a verb phrase ("open the directory"); `path` is what it was done to.
+    pub fn new(doing: &str, errno: rustix::io::Errno, path: &Path) -> Self {
+        let cause = std::io::Error::from(errno);
+        Self {
+            error: format!("cannot {doing}: {cause}"),
+            errno: Some(errno.raw_os_error()),
+            path: Some(path.to_path_buf()),
+        }
+    }
+
+    fn usage(error: impl Into<String>) -> Self {
+        Self {
+            error: error.into(),
+            errno: None,
+            path: None,
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "error": self.error,
+            "errno": self.errno,
+            "path": self.path.as_ref().map(|path| path.to_string_lossy()),
+        })
+    }
+}
+
+pub fn run(arguments: &[OsString]) -> ExitCode {
+    let verb = arguments.first().map(|verb| verb.to_string_lossy());
+    let result = match verb.as_deref() {
+        Some("--version") => Ok(json!({
+            "name": env!("CARGO_PKG_NAME"),
+            "version": env!("CARGO_PKG_VERSION"),
+            "protocol": PROTOCOL,
+        })),
+        Some("--clone-tree") => {
+            clone_options(&arguments[1..]).and_then(|options| clone_tree::run(&options))
+        }
+        Some(other) => Err(Failure::usage(format!("unknown verb {other}"))),
+        None => Err(Failure::usage(
+            "a verb (--version, --clone-tree) or a compiler is needed",
+        )),
+    };
+    let (value, code) = match result {
+        Ok(value) => (value, ExitCode::SUCCESS),
+        Err(failure) => (failure.to_json(), ExitCode::FAILURE),
+    };
+    // A closed stdout leaves nobody to tell; the exit status still does.
+    match writeln!(std::io::stdout(), "{value}") {
+        Ok(()) => code,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// `[--mode auto|reflink|copy] [--exclude RELATIVE]... [--threads N] [--] SRC DST`
+fn clone_options(arguments: &[OsString]) -> Result<Options, Failure> {
+    let mut mode = Mode::Auto;
+    let mut exclude = Vec::new();
+    let mut threads = None;
+    let mut positional: Vec<PathBuf> = Vec::new();
+    let mut rest = arguments.iter();
+    let mut options_end = false;
+    while let Some(argument) = rest.next() {
+        let text = argument.to_string_lossy();
+        if options_end || !text.starts_with("--") {
+            positional.push(PathBuf::from(argument));
+            continue;
+        }
+        if text == "--" {
+            options_end = true;
+            continue;
+        }
+        let value = rest
+            .next()
+            .ok_or_else(|| Failure::usage(format!("{text} needs a value")))?;
+        match &*text {
+            "--mode" => {
+                mode = match &*value.to_string_lossy() {
+                    "auto" => Mode::Auto,
+                    "reflink" => Mode::Reflink,
+                    "copy" => Mode::Copy,
+                    other => return Err(Failure::usage(format!("unknown mode {other}"))),
+                };
+            }
+            "--exclude" => exclude.push(
+                // `./a/` and `a` are one name.
+                Path::new(value)
+                    .components()
+                    .filter(|part| *part != Component::CurDir)
+                    .collect(),
+            ),
+            "--threads" => {
+                threads = match value.to_string_lossy().parse() {
+                    Ok(count) if count > 0 => Some(count),
+                    _ => return Err(Failure::usage("--threads needs a positive number")),
+                };
+            }
+            other => return Err(Failure::usage(format!("unknown option {other}"))),
+        }
+    }
+    let Ok([source, destination]) = <[PathBuf; 2]>::try_from(positional) else {
+        return Err(Failure::usage("--clone-tree needs SRC and DST"));
+    };
+    Ok(Options {
+        mode,
+        exclude,
+        threads,
+        source,
+        destination,
+    })
+}

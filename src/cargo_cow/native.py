@@ -1,0 +1,138 @@
+"""Gateway to the native program: where it is, what it is asked, what it answers.
+
+Nothing else knows its command lines and outputs (``docs/architecture.md``, "Native program").
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+
+from cargo_cow.errors import FilesystemFailed, NativeMissing, NoSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+NAME = "cargo-cow-native"
+PROTOCOL = 1
+
+Mode = Literal["auto", "reflink", "copy"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CloneTree(NamedTuple):
+    """What ``--clone-tree`` did.  ``files`` counts contents, ``hard_links`` their further names."""
+
+    files: int
+    directories: int
+    symlinks: int
+    hard_links: int
+    reflinked_files: int
+    reflinked_bytes: int
+    copied_files: int
+    copied_bytes: int
+    copied_reasons: dict[str, int]
+    vanished: int
+    changed: int
+    special: int
+    attributes_dropped: int
+    excluded: int
+    seconds: float
+
+
+def program() -> Path:
+    """The program's path: ``CARGO_COW_NATIVE``, else where the wheel installs it, else ``PATH``,
+    else the build directory of a development checkout.
+
+    Raises NativeMissing.
+    """
+    if named := os.environ.get("CARGO_COW_NATIVE"):
+        path = Path(named)
+        if not _is_program(path):
+            raise NativeMissing(f"CARGO_COW_NATIVE names no program: {named}")
+        return path
+    for path in _places():
+        if _is_program(path):
+            return path
+    raise NativeMissing(f"{NAME} is not installed beside cargo-cow")
+
+
+def _places() -> Iterable[Path]:
+    # Not resolved: a virtual environment's python is a symlink out of it.
+    yield Path(sys.executable).parent / NAME
+    import sysconfig
+
+    yield Path(sysconfig.get_path("scripts")) / NAME
+    import shutil
+
+    if found := shutil.which(NAME):
+        yield Path(found)
+    build = Path(__file__).parents[2] / "native" / "target"
+    yield build / "release" / NAME
+    yield build / "debug" / NAME
+
+
+def _is_program(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)
+
+
+def clone_tree(
+    src: Path, dst: Path, mode: Mode = "auto", *, exclude: Iterable[str | Path] = ()
+) -> CloneTree:
+    """Clones the directory ``src`` to ``dst``, which does not exist or is empty.
+
+    ``reflink`` demands shared extents, ``copy`` forbids them, ``auto`` shares what can be shared
+    and says why the rest was copied.  ``exclude`` names are relative to ``src``.
+
+    Raises NoSpace or FilesystemFailed; ``dst`` is then incomplete and the caller's to remove.
+    """
+    arguments: list[str | Path] = ["--clone-tree", "--mode", mode]
+    for name in exclude:
+        arguments += ["--exclude", name]
+    reply = _ask([*arguments, "--", src, dst])
+    # Fields that a later program adds are not ours to know.
+    return CloneTree(**{name: reply[name] for name in CloneTree._fields})
+
+
+def version() -> str:
+    """The program's version.  Raises NativeMissing where it speaks another protocol."""
+    reply = _ask(["--version"])
+    if reply.get("protocol") != PROTOCOL:
+        raise NativeMissing(f"{program()} speaks protocol {reply.get('protocol')}, not {PROTOCOL}")
+    return str(reply["version"])
+
+
+def _ask(arguments: Sequence[str | Path]) -> dict[str, Any]:
+    import subprocess
+
+    path = program()
+    try:
+        run = subprocess.run(
+            [path, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+    except OSError as error:
+        raise NativeMissing(f"cannot run {path}: {error.strerror}") from error
+    try:
+        reply = json.loads(run.stdout)
+    except ValueError:
+        reply = None
+    if not isinstance(reply, dict):
+        message = run.stderr.decode(errors="replace").strip() or f"status {run.returncode}"
+        raise NativeMissing(f"{path} does not answer as {NAME} does: {message}")
+    if run.returncode != 0:
+        _fail(reply)
+    return reply
+
+
+def _fail(reply: dict[str, Any]) -> NoReturn:
+    message = str(reply.get("error", "unknown error"))
+    if (path := reply.get("path")) is not None:
+        message = f"{message}: {path}"
+    if message.startswith("unknown verb"):
+        raise NativeMissing(f"{program()}: {message}")
+    raise (NoSpace if reply.get("errno") in _FULL else FilesystemFailed)(message)
