@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cargo_cow.errors import UnknownFormat
 
-# EncodedDepInfo::parse: an impossible first entry that pre-checksum Cargos refuse, then the version.
+# EncodedDepInfo::parse: an impossible first entry, which older Cargos refuse; then the version.
 _MARKER = b"\x01\x00\x00\x00\xff"
 _VERSION = 1
 
@@ -107,7 +107,7 @@ def encode(info: DepInfo) -> bytes:
 
 
 class MakefileDepInfo(NamedTuple):
-    """rustc's ``.d``: files as rustc named them (relative to its working directory) and env-deps."""
+    """rustc's ``.d``: files as rustc named them (relative to its directory) and env-deps."""
 
     files: tuple[str, ...]
     env: tuple[tuple[str, str | None], ...]
@@ -129,7 +129,7 @@ def _unescape_env(text: str) -> str:
 
 
 def parse_makefile(data: bytes) -> MakefileDepInfo:
-    """Decode a ``.d`` file as ``parse_rustc_dep_info`` does: the first rule's files, all env-deps."""
+    """Decode a ``.d`` file as ``parse_rustc_dep_info`` does: first rule's files, all env-deps."""
     files: tuple[str, ...] = ()
     env: list[tuple[str, str | None]] = []
     found = False

@@ -22,8 +22,6 @@ class ScriptOutput(NamedTuple):
     others: tuple[str, ...]
 
 
-
-
 def parse_output(data: bytes) -> ScriptOutput:
     """Decode a build script's stdout.  Lines that are not directives are ignored, as by Cargo."""
     changed: list[str] = []

@@ -56,7 +56,7 @@ class Profile:
         self._outputs: dict[str, list[str]] | None = None
 
     def outputs_by_hash(self) -> dict[str, list[str]]:
-        """Absolute paths in ``deps/`` and ``examples/`` (legacy), keyed by unit hash; "" unhashed."""
+        """Absolute paths in ``deps/`` and ``examples/`` by unit hash; "" for names without."""
         if self._outputs is None:
             found: dict[str, list[str]] = {}
             for room in ("deps", "examples"):
@@ -75,21 +75,32 @@ class Profile:
 class Unit:
     """One unit on disk.  Files are read when first asked for, and then kept."""
 
-    __slots__ = ("_dep_info", "_fingerprint", "_hash", "_makefile", "_script", "directory", "hash",
-                 "package", "profile", "stem")
+    __slots__ = (
+        "_dep_info",
+        "_fingerprint",
+        "_hash",
+        "_makefile",
+        "_script",
+        "directory",
+        "hash",
+        "package",
+        "profile",
+        "stem",
+    )
 
-    def __init__(self, profile: Profile, package: str, unit_hash: str, directory: str,
-                 stem: str) -> None:
+    def __init__(
+        self, profile: Profile, package: str, unit_hash: str, directory: str, stem: str
+    ) -> None:
         self.profile = profile
         self.package = package
         self.hash = unit_hash
         self.directory = directory
         self.stem = stem
-        self._hash: int | None | Literal[False] = False
-        self._fingerprint: Fingerprint | None | Literal[False] = False
-        self._dep_info: DepInfo | None | Literal[False] = False
-        self._makefile: MakefileDepInfo | None | Literal[False] = False
-        self._script: ScriptOutput | None | Literal[False] = False
+        self._hash: Literal[False] | int | None = False
+        self._fingerprint: FingerprLiteral[False] | int | None = False
+        self._dep_info: Literal[False] | DepInfo | None = False
+        self._makefile: Literal[False] | MakefileDepInfo | None = False
+        self._script: Literal[False] | ScriptOutput | None = False
 
     def __repr__(self) -> str:
         return f"<Unit {self.key}>"
@@ -220,7 +231,7 @@ class Unit:
         return self._script
 
     def files(self) -> list[str]:
-        """Every file rustc made for this unit (absolute paths); a script run has only its stdout."""
+        """Every file rustc made for this unit (absolute); a script run has only its stdout."""
         if self.is_script_run:
             return [self.script_stdout_file]
         if self.profile.layout == "new":
@@ -229,16 +240,24 @@ class Unit:
         outputs = self.profile.outputs_by_hash()
         if self.stem.startswith("build-script-"):
             directory = f"{self.profile.directory}/build/{self.package}-{self.hash}"
-            return [entry.path for entry in _entries(directory)
-                    if entry.is_file(follow_symlinks=False)]
+            return [
+                entry.path for entry in _entries(directory) if entry.is_file(follow_symlinks=False)
+            ]
         hashed = outputs.get(self.hash)
         if hashed is not None:
             return hashed
         # Targets whose file names carry no hash (cdylib, dylib; `should_use_metadata`).
         _, _, target = self.stem.rpartition("lib-")
         crate = target.replace("-", "_")
-        names = {f"lib{crate}.so", f"lib{crate}.rlib", f"lib{crate}.rmeta", f"lib{crate}.a",
-                 f"{crate}.d", f"{crate}.wasm", crate}
+        names = {
+            f"lib{crate}.so",
+            f"lib{crate}.rlib",
+            f"lib{crate}.rmeta",
+            f"lib{crate}.a",
+            f"{crate}.d",
+            f"{crate}.wasm",
+            crate,
+        }
         return [path for path in outputs.get("", ()) if os.path.basename(path) in names]
 
     def compared_outputs(self) -> list[str]:

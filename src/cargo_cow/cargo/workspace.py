@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from cargo_cow.errors import CargoFailed, NotACargoProject
 
@@ -25,6 +25,13 @@ _ENVIRONMENT = (
     "CARGO_BUILD_BUILD_DIR",
     "RUSTUP_TOOLCHAIN",
 )
+
+
+class _Answer(TypedDict):
+    workspace_root: str
+    target_directory: str
+    build_directory: str
+    members: list[tuple[str, str, str]]
 
 
 class Package(NamedTuple):
@@ -111,26 +118,33 @@ def load(cwd: Path, cargo_args: Sequence[str] = ()) -> Workspace:
         value = _ask_cargo(directory, arguments, toolchain)
         _write_cache(cache, identity, directory, value)
     target = option(cargo_args, "--target-dir")
-    target_dir = str(value["target_directory"])
-    build_dir = str(value["build_directory"])
+    target_dir = value["target_directory"]
+    build_dir = value["build_directory"]
     if target is not None:
         # --target-dir moves the build directory along unless that has a setting of its own.
         absolute = os.path.normpath(os.path.join(directory, target))
         build_dir = absolute if build_dir == target_dir else build_dir
         target_dir = absolute
     return Workspace(
-        Path(str(value["workspace_root"])),
+        Path(value["workspace_root"]),
         Path(target_dir),
         Path(build_dir),
         tuple(Package(name, version, Path(root)) for name, version, root in value["members"]),
     )
 
 
-def _ask_cargo(directory: str, arguments: list[str], toolchain: list[str]) -> dict[str, list[list[str]] | str]:
+def _ask_cargo(directory: str, arguments: list[str], toolchain: list[str]) -> _Answer:
     import subprocess
 
-    command = [cargo_program(), *toolchain, "metadata", "--format-version", "1", "--no-deps",
-               *arguments]
+    command = [
+        cargo_program(),
+        *toolchain,
+        "metadata",
+        "--format-version",
+        "1",
+        "--no-deps",
+        *arguments,
+    ]
     try:
         result = subprocess.run(command, cwd=directory, capture_output=True, check=False)
     except FileNotFoundError:
@@ -149,7 +163,7 @@ def _ask_cargo(directory: str, arguments: list[str], toolchain: list[str]) -> di
     value = json.loads(result.stdout)
     member_ids = set(value["workspace_members"])
     members = [
-        [package["name"], package["version"], os.path.dirname(package["manifest_path"])]
+        (package["name"], package["version"], os.path.dirname(package["manifest_path"]))
         for package in value["packages"]
         if package["id"] in member_ids
     ]
@@ -178,14 +192,23 @@ def _stat(path: str) -> list[int] | None:
     return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _watched(directory: str, value: dict[str, list[list[str]] | str]) -> list[str]:
-    paths = {f"{value['workspace_root']}/Cargo.toml", f"{cargo_home()}/config.toml",
-             f"{cargo_home()}/config"}
+def _watched(directory: str, value: _Answer) -> list[str]:
+    paths = {
+        f"{value['workspace_root']}/Cargo.toml",
+        f"{cargo_home()}/config.toml",
+        f"{cargo_home()}/config",
+    }
     current = directory
     while True:
-        paths.update((f"{current}/Cargo.toml", f"{current}/.cargo/config.toml",
-                      f"{current}/.cargo/config", f"{current}/rust-toolchain.toml",
-                      f"{current}/rust-toolchain"))
+        paths.update(
+            (
+                f"{current}/Cargo.toml",
+                f"{current}/.cargo/config.toml",
+                f"{current}/.cargo/config",
+                f"{current}/rust-toolchain.toml",
+                f"{current}/rust-toolchain",
+            )
+        )
         parent = os.path.dirname(current)
         if parent == current:
             break
@@ -200,7 +223,7 @@ def _watched(directory: str, value: dict[str, list[list[str]] | str]) -> list[st
     return sorted(paths)
 
 
-def _read_cache(cache: str, identity: str) -> dict[str, list[list[str]] | str] | None:
+def _read_cache(cache: str, identity: str) -> _Answer | None:
     try:
         with open(cache, "rb") as file:
             stored = json.loads(file.read())
@@ -209,15 +232,13 @@ def _read_cache(cache: str, identity: str) -> dict[str, list[list[str]] | str] |
         for path, status in stored["watched"]:
             if _stat(path) != status:
                 return None
-        value: dict[str, list[list[str]] | str] = stored["value"]
+        value: _Answer = stored["value"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return value
 
 
-def _write_cache(
-    cache: str, identity: str, directory: str, value: dict[str, list[list[str]] | str]
-) -> None:
+def _write_cache(cache: str, identity: str, directory: str, value: _Answer) -> None:
     watched = [[path, _stat(path)] for path in _watched(directory, value)]
     text = json.dumps({"identity": identity, "watched": watched, "value": value})
     temporary = f"{cache}.{os.getpid()}.tmp"

@@ -20,10 +20,15 @@ _MEANING = {
 @click.command("explain")
 @click.argument("units", nargs=-1, metavar="[UNIT]...")
 @click.option("--all", "everything", is_flag=True, help="Units that are kept as well.")
-@click.option("--from", "donor", type=click.Path(path_type=Path, exists=True, file_okay=False),
-              help="Explain a clone of this checkout's target instead.")
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text",
-              show_default=True)
+@click.option(
+    "--from",
+    "donor",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Explain a clone of this checkout's target instead.",
+)
+@click.option(
+    "--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
 def command(units: tuple[str, ...], everything: bool, donor: Path | None, style: str) -> int:
     """Say for each unit whether it is proven here, or the first reason why not.
 

@@ -26,8 +26,14 @@ from cargo_cow.prepare import Report
 @click.option("--target-dir", help="The target directory, as Cargo's option of that name.")
 @click.option("--manifest-path", help="The manifest, as Cargo's option of that name.")
 @click.option("--seed", is_flag=True, hidden=True, help="Called by the shim: quiet, never fails.")
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text",
-              show_default=True, help="How the report is written to stdout.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How the report is written to stdout.",
+)
 def command(
     dry_run: bool,
     donor: Path | None,
@@ -89,7 +95,9 @@ def as_json(report: Report) -> dict[str, object]:
         "applied": None if report.applied is None else report.applied._asdict(),
         "refused": [{"path": os.fspath(path), "reason": why} for path, why in report.refused],
         "notes": list(report.notes),
-        "units": [] if report.plan is None else [
+        "units": []
+        if report.plan is None
+        else [
             {
                 "unit": verdict.key,
                 "status": verdict.status,

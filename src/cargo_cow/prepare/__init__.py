@@ -132,8 +132,9 @@ def _from_donor(
         plan = proof.prove(
             Target(str(source)), place, contents, packages, cloned=True, records=captured.records
         )
-        return Report("dry run", chosen.checkout, plan, None, None, choice.refused, seconds,
-                      tuple(notes))
+        return Report(
+            "dry run", chosen.checkout, plan, None, None, choice.refused, seconds, tuple(notes)
+        )
 
     destination.parent.mkdir(parents=True, exist_ok=True)
     filesystems.remove_stale(destination.parent, destination.name)
@@ -149,7 +150,11 @@ def _from_donor(
         _drop_torn(target, source, cloned_at)
         _forget_donor(temporary)
         plan = proof.prove(
-            Target(str(temporary)), place, contents, packages, cloned=True,
+            Target(str(temporary)),
+            place,
+            contents,
+            packages,
+            cloned=True,
             records=captured.records,
         )
         seconds["prove"] = time.monotonic() - started

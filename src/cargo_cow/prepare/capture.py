@@ -12,7 +12,6 @@ before it (``invoked.timestamp``), as a dependency rebuilt later leaves its depe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from typing import NamedTuple
@@ -37,7 +36,7 @@ class Capture(NamedTuple):
     refused: dict[str, str]
 
 
-class _Refused(Exception):
+class _Refused(ValueError):
     """This unit cannot be recorded; the text says why."""
 
 
@@ -88,7 +87,7 @@ class Capturer:
 
     # -- what a unit is
 
-    def _is_local(self, unit: Unit) -> bool:
+    def is_local(self, unit: Unit) -> bool:
         """Whether Cargo watches this unit's own sources: a path package's unit.
 
         Dep-info of other packages names no package files (``translate_dep_info``,
@@ -99,7 +98,7 @@ class Capturer:
             self._local[unit.key] = False  # Cargo's graph has no cycles; a damaged one may
             if unit.is_script_run:
                 known = any(
-                    self._is_local(dependency)
+                    self.is_local(dependency)
                     for dependency in self._target.dependencies(unit) or ()
                     if dependency.stem.startswith("build-script-")
                     and dependency.package == unit.package
@@ -113,15 +112,18 @@ class Capturer:
             self._local[unit.key] = known
         return known
 
-    def _package_root(self, unit: Unit) -> str:
+    def package_root(self, unit: Unit) -> str:
         """Absolute root of a local unit's package.  Raises _Refused if it cannot be told."""
         known = self._roots.get(unit.key)
         if known is not None:
             return known
         if unit.is_script_run:
             for dependency in self._target.dependencies(unit) or ():
-                if dependency.stem.startswith("build-script-") and dependency.package == unit.package:
-                    root = self._roots[unit.key] = self._package_root(dependency)
+                if (
+                    dependency.stem.startswith("build-script-")
+                    and dependency.package == unit.package
+                ):
+                    root = self._roots[unit.key] = self.package_root(dependency)
                     return root
             raise _Refused("the program of this build script is not in the target")
         info = unit.dep_info()
@@ -159,7 +161,7 @@ class Capturer:
                 if dependency.stem.startswith(("run-build-script", "build-script-")):
                     continue
                 if _is_proc_macro(dependency):
-                    if dependency.package not in PURE or self._is_local(dependency):
+                    if dependency.package not in PURE or self.is_local(dependency):
                         found.add(dependency.package)
                     continue  # its own dependencies are its own business
                 found |= self._reachable_macros(dependency)
@@ -171,7 +173,7 @@ class Capturer:
     def _record(self, unit: Unit, started: int) -> Record | None:
         if record.load(unit) is not None:
             return None
-        local = self._is_local(unit)
+        local = self.is_local(unit)
         dependencies = self._dependencies(unit, started)
         if unit.is_script_run:
             return self._script_record(unit, started, dependencies, local)
@@ -184,7 +186,7 @@ class Capturer:
 
     def _needs_stamp(self, unit: Unit) -> bool:
         """Whether a proof may move this unit's mtimes, so that its dependents must follow."""
-        if self._is_local(unit):
+        if self.is_local(unit):
             return True
         return any(self._needs_stamp(other) for other in self._target.dependencies(unit) or ())
 
@@ -225,8 +227,9 @@ class Capturer:
             return ()
         info = unit.dep_info()
         tracked = {key for key, _ in info.env} if info is not None else set()
-        return tuple((key, value) for key, value in makefile.env
-                     if key not in tracked and value is not None)
+        return tuple(
+            (key, value) for key, value in makefile.env if key not in tracked and value is not None
+        )
 
     def _out_dir_baked(self, unit: Unit) -> bool | None:
         makefile = unit.makefile()
@@ -257,7 +260,7 @@ class Capturer:
         reference = mtime(unit.dep_info_file)
         if info is None or reference is None:
             raise _Refused("its dep-info is missing")
-        root = self._package_root(unit)
+        root = self.package_root(unit)
         observed = self._observed(unit)
         inputs = []
         unobserved_sources = []
@@ -276,7 +279,9 @@ class Capturer:
                 if path.endswith(".rs"):
                     unobserved_sources.append(path)
             inputs.append(Input(*self._based(path, root), digest))
-        self._check_evidence(unit, unobserved_sources)
+        wrong = self.contradicted(unit, unobserved_sources)
+        if wrong is not None:
+            raise _Refused(f"the compiled unit holds another content of {wrong}")
         made = self._blank(started, self._relative_root(root), dependencies, unit)
         macros = self._reachable_macros(unit)
         package_files = None
@@ -312,11 +317,13 @@ class Capturer:
             raise _Refused(f"{path} cannot be read")
         return digest
 
-    def _check_evidence(self, unit: Unit, sources: list[str]) -> None:
-        """Hold sources against the hashes in the crate metadata, where there is any."""
+    def contradicted(self, unit: Unit, sources: list[str]) -> str | None:
+        """The first of ``sources`` whose content the unit's crate metadata contradicts."""
         metadata = next((path for path in unit.files() if path.endswith(".rmeta")), None)
         if metadata is None or not sources:
-            return
+            return None
+        import hashlib
+
         known = []
         for path in sources:
             with open(path, "rb") as file:
@@ -324,8 +331,7 @@ class Capturer:
             name = below(path, self._place.workspace) or below(path, self._place.checkout)
             known.append((os.fsencode(f"/{name}" if name else path), digest))
         wrong = outputs.other_content(metadata, known)
-        if wrong is not None:
-            raise _Refused(f"the compiled unit holds another content of {sources[wrong]}")
+        return None if wrong is None else sources[wrong]
 
     def _script_record(
         self, unit: Unit, started: int, dependencies: list[tuple[Unit, int]], local: bool
@@ -338,7 +344,7 @@ class Capturer:
         made = made._replace(out_dir_baked=self._script_bakes(unit))
         if not local:
             return made
-        root = self._package_root(unit)
+        root = self.package_root(unit)
         made = made._replace(package_root=self._relative_root(root))
         program = next(
             (
@@ -361,9 +367,7 @@ class Capturer:
                     # Cargo reruns the script on every build; so be it.
                     inputs.append(Input(*self._based(path, root), MISSING))
                 else:
-                    inputs.append(
-                        Input(*self._based(path, root), self._unchanged(path, reference))
-                    )
+                    inputs.append(Input(*self._based(path, root), self._unchanged(path, reference)))
             return made._replace(inputs=tuple(sorted(inputs)))
         return made._replace(timed=self._timed(unit, root))
 

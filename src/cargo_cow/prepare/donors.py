@@ -65,8 +65,11 @@ def find(place: Place, *, wanted: Path | None = None) -> Choice:
         theirs = compiler_of(build_dir)
         if theirs is not None and compiler is not None and theirs != compiler:
             refused.append(
-                (Path(root), f"it was built by {theirs.splitlines()[0]}, "
-                             f"here {compiler.splitlines()[0]} would build")
+                (
+                    Path(root),
+                    f"it was built by {theirs.splitlines()[0]}, "
+                    f"here {compiler.splitlines()[0]} would build",
+                )
             )
             continue
         distance = _distance(place, sibling)

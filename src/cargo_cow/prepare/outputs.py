@@ -94,8 +94,9 @@ def occurrences(path: str, needle: bytes, *, whole_component: bool = True) -> It
         while at >= 0:
             after = at + len(needle)
             inside = any(low <= at < high for low, high in ranges)
-            if not inside and not (whole_component and data[after : after + 1] and
-                                   data[after] in _NAME):
+            if not inside and not (
+                whole_component and data[after : after + 1] and data[after] in _NAME
+            ):
                 yield bytes(data[after : after + 256])
             at = data.find(needle, after, end)
 
@@ -106,7 +107,9 @@ def bakes_path(outputs: Sequence[str], value: str, included: Iterable[str]) -> b
     ``included`` are the files (below ``value``) that the unit's dep-info lists.  What cannot be
     read, or not decided (bitcode), counts as baked.
     """
-    tails = tuple({file[len(value) :].encode() for file in included if file.startswith(value + "/")})
+    tails = tuple(
+        {file[len(value) :].encode() for file in included if file.startswith(value + "/")}
+    )
     try:
         for path in outputs:
             for following in occurrences(path, value.encode()):
@@ -151,6 +154,24 @@ def other_content(metadata_file: str, sources: Sequence[tuple[bytes, bytes]]) ->
         elif data.find(name) >= 0:
             return index
     return None
+
+
+def names_path(path: str, root: bytes) -> bool:
+    """Whether the file holds ``root`` as whole path components, debug information included."""
+    data = _view(path)
+    at = data.find(root)
+    while at >= 0:
+        after = data[at + len(root) : at + len(root) + 1]
+        if not after or after[0] not in _NAME:
+            return True
+        at = data.find(root, at + 1)
+    return False
+
+
+def has_debug_information(path: str) -> bool:
+    """Whether an ELF file has ``.debug_*`` sections, whose names end its section name table."""
+    data = _view(path)
+    return bool(_debug_ranges(data, 0, len(data)))
 
 
 _GIT_MARKS = (b"rev-parse", b".git/", b"git describe", b"--dirty", b"libgit2", b"gix-")

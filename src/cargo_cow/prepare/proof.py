@@ -221,6 +221,9 @@ class _Proof:
                 return Reason("missing", path)
             if digest != wanted.digest:
                 return Reason("content", path)
+        if not self.cloned and not self.moved(made) and not self.stale_by_time(unit, made):
+            # Cargo calls it Fresh, and the contents say nothing else: no more is asked in place.
+            return self.dependency_reason(made)
         reason = self.timed_reason(made) or self.environment_reason(unit, made)
         if reason is not None:
             return reason
@@ -230,6 +233,9 @@ class _Proof:
             reason = self.package_reason(made)
             if reason is not None:
                 return reason
+        return self.dependency_reason(made)
+
+    def dependency_reason(self, made: Record) -> Reason | None:
         for key, _ in made.dependencies:
             if self.verdict(self.units[key]).status not in ("proven", "kept"):
                 return Reason("dependency-unproven", key)
@@ -293,10 +299,13 @@ class _Proof:
         return self._mtimes[path]
 
     def stale_by_time(self, unit: Unit, made: Record) -> bool:
-        """Whether Cargo would call a proven unit dirty because of mtimes of its own inputs."""
+        """Whether Cargo would call a unit dirty because of mtimes of its own inputs."""
+        if made.timed is not None:
+            root = self.package_root(made)
+            return any(mtime(f"{root}/{timed.path}") != timed.mtime for timed in made.timed)
         reference = mtime(unit.reference_file)
         if reference is None:
-            return False
+            return True
         for wanted in made.inputs:
             newest = self.stat(self.here(made, wanted.base, wanted.path))
             if newest is not None and newest > reference:
@@ -325,8 +334,7 @@ class _Proof:
             follows = any(dependency in moving for dependency, _ in made.dependencies)
             relocated = self.relocate(unit, made) if self.moved(made) else []
             if follows or (
-                self.is_local(made)
-                and (self.cloned or relocated or self.stale_by_time(unit, made))
+                self.is_local(made) and (self.cloned or relocated or self.stale_by_time(unit, made))
             ):
                 moving.add(key)
                 references = [unit.reference_file] if self.is_local(made) else []

@@ -94,15 +94,17 @@ def load(unit: Unit) -> Record | None:
             str(value["workspace"]),
             str(value["build_dir"]),
             str(value["package_root"]),
-            tuple(Input(int(base), str(path), str(digest)) for base, path, digest in value["inputs"]),
+            tuple(
+                Input(int(base), str(path), str(digest)) for base, path, digest in value["inputs"]
+            ),
             tuple((str(key), int(invoked)) for key, invoked in value["dependencies"]),
             tuple((str(key), str(text)) for key, text in value["env"]),
             value["out_dir_baked"],
             tuple(str(name) for name in value["macros"]),
             value["package_files"],
-            None if timed is None else tuple(
-                Timed(str(path), int(mtime), str(digest)) for path, mtime, digest in timed
-            ),
+            None
+            if timed is None
+            else tuple(Timed(str(path), int(mtime), str(digest)) for path, mtime, digest in timed),
             bool(value["asks_git"]),
             value["head"],
         )
