@@ -97,7 +97,7 @@ class Unit:
         self.directory = directory
         self.stem = stem
         self._hash: Literal[False] | int | None = False
-        self._fingerprint: FingerprLiteral[False] | int | None = False
+        self._fingerprint: Literal[False] | Fingerprint | None = False
         self._dep_info: Literal[False] | DepInfo | None = False
         self._makefile: Literal[False] | MakefileDepInfo | None = False
         self._script: Literal[False] | ScriptOutput | None = False

@@ -117,7 +117,7 @@ class _Auditor:
             base = roots.get(wanted.base)
             path = wanted.path if base is None else os.path.join(base, wanted.path).rstrip("/")
             digest = self.contents.file(path)
-            if wanted.digest == MISSING or digest == MISSING:
+            if MISSING in (wanted.digest, digest):
                 return Audited(unit.key, "dirty", f"{path} does not exist")
             if digest != wanted.digest:
                 if (newest_below(path) or 0) > reference:

@@ -49,7 +49,7 @@ def find(place: Place, *, wanted: Path | None = None) -> Choice:
         if not os.path.isfile(f"{root}/{inside}/Cargo.toml" if inside else f"{root}/Cargo.toml"):
             continue
         try:
-            workspace = _workspace_of(place, root, inside)
+            workspace = workspaces.load(Path(root, inside))
         except CowError as error:
             refused.append((Path(root), str(error).splitlines()[0]))
             continue
@@ -64,24 +64,14 @@ def find(place: Place, *, wanted: Path | None = None) -> Choice:
             compiler = compiler_here(place.workspace)
         theirs = compiler_of(build_dir)
         if theirs is not None and compiler is not None and theirs != compiler:
-            refused.append(
-                (
-                    Path(root),
-                    f"it was built by {theirs.splitlines()[0]}, "
-                    f"here {compiler.splitlines()[0]} would build",
-                )
-            )
+            built, here = theirs.splitlines()[0], compiler.splitlines()[0]
+            refused.append((Path(root), f"it was built by {built}, here {here} would build"))
             continue
         distance = _distance(place, sibling)
-        built = max(os.stat(directory).st_mtime for directory in profiles)
-        found.append((distance, -built, Donor(workspace, Path(root), distance)))
+        newest = max(os.stat(directory).st_mtime for directory in profiles)
+        found.append((distance, -newest, Donor(workspace, Path(root), distance)))
     found.sort(key=lambda entry: entry[:2])
     return Choice(tuple(donor for _, _, donor in found), tuple(refused))
-
-
-def _workspace_of(place: Place, root: str, inside: str) -> Workspace:
-    """The sibling's workspace, with its own configuration."""
-    return workspaces.load(Path(root, inside))
 
 
 def _distance(place: Place, sibling: git.Checkout) -> int:

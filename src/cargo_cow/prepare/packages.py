@@ -118,7 +118,7 @@ def _walk(root: str, build_dir: str) -> list[str]:
 
 
 def keep_list(build_dir: str, digest: str, digests: dict[str, str]) -> None:
-    """Keep a package's file list in the target, so that ``explain`` can name the first difference."""
+    """Keep a package's file list in the target: ``explain`` names the first difference by it."""
     path = f"{build_dir}/.cargo-cow/packages/{digest}.json"
     if os.path.exists(path):
         return

@@ -42,7 +42,7 @@ _TEXTS = {
     "not-recorded": "there is no record of what it was made from{}",
     "content": "{} has other content",
     "missing": "{} is gone",
-    "declared-missing": "its script declares {}, which does not exist: Cargo runs it on every build",
+    "declared-missing": "its script declares {}, which does not exist: Cargo always reruns it",
     "environment": "it was compiled with {}, which differs here",
     "out-dir": "its outputs hold OUT_DIR of the place it was compiled at",
     "script-path": "the script's output or generated files hold a path of the place it ran at",
