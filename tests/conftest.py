@@ -10,6 +10,7 @@ because there it was promised.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ import subprocess
 import tempfile
 import traceback
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
@@ -344,3 +346,105 @@ def _answer_as_nobody(
             pipe.write(pickle.dumps(answer))
     finally:
         os._exit(0)
+
+
+# --- trees ------------------------------------------------------------------------------------
+
+
+class _Trees:
+    """Plants trees that hold everything a clone must keep, and tells what is in one."""
+
+    @staticmethod
+    def plant(root: Path, *, files: int = 0, seed: int = 1) -> None:
+        """Fill the existing directory ``root``; ``files`` more of 6,000 bytes on top."""
+        random = Random(seed)
+        old = 1_234_567_890_123_456_789
+        inner = root / "debug" / "deps"
+        inner.mkdir(parents=True)
+        (root / "empty").mkdir()
+        (inner / "libbig.rlib").write_bytes(random.randbytes(300_000))
+        (inner / "small.d").write_bytes(b"small: in the metadata, on Btrfs\n")
+        (inner / "nothing").touch()
+        (root / "debug" / "uplifted").hardlink_to(inner / "libbig.rlib")
+        (inner / "again").hardlink_to(inner / "libbig.rlib")
+        with (inner / "sparse").open("xb") as file:
+            file.write(b"head" * 1024)
+            file.seek(1 << 20)
+            file.write(b"tail" * 1024)
+            file.truncate(3 << 20)
+        (root / "to-file").symlink_to("debug/uplifted")
+        (root / "to-directory").symlink_to("debug")
+        (root / "dangling").symlink_to("/nowhere/at all")
+        (inner / "program").write_bytes(random.randbytes(5_000))
+        (inner / "program").chmod(0o755)
+        (inner / "secret").write_bytes(random.randbytes(5_000))
+        (inner / "secret").chmod(0o400)
+        Path(os.fsdecode(os.fsencode(inner) + b"/not-utf8-\xff")).write_bytes(b"x" * 3_000)
+        (inner / "line\nbreak").write_bytes(b"y" * 3_000)
+        os.setxattr(inner / "program", "user.cow", b"kept \0 bytes")
+        os.setxattr(root / "debug", "user.cow", b"on a directory")
+        for number in range(files):
+            place = root / "many" / str(number // 100)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"f{number}").write_bytes(random.randbytes(6_000))
+        (root / "empty").chmod(0o700)
+        (inner / "read-only").mkdir()
+        (inner / "read-only" / "file").write_bytes(b"z" * 4_000)
+        (inner / "read-only").chmod(0o555)
+        # Times last, the deepest first, each different down to the nanosecond.
+        paths = [path for path in root.rglob("*") if not path.is_symlink()]
+        for count, path in enumerate(sorted(paths, reverse=True)):
+            os.utime(path, ns=(old + count, old + count * 1_000_003))
+        for path in root.rglob("*"):
+            if path.is_symlink():
+                os.utime(path, ns=(old, old + 7), follow_symlinks=False)
+        os.utime(root, ns=(old, old + 9))
+        root.chmod(0o751)
+
+    @staticmethod
+    def facts(root: Path) -> dict[bytes, tuple[object, ...]]:
+        """By relative path: everything that must survive a clone (times in ns, of the owner
+        nothing: that is kept where permitted)."""
+        found: dict[bytes, tuple[object, ...]] = {}
+        links: dict[tuple[int, int], list[bytes]] = {}
+        for path in [root, *sorted(root.rglob("*"))]:
+            name = os.fsencode(path)[len(os.fsencode(root)) :]
+            status = path.lstat()
+            common = (status.st_mode, status.st_mtime_ns)
+            if path.is_symlink():
+                found[name] = (*common, path.readlink())
+                continue
+            attributes = {key: os.getxattr(path, key) for key in os.listxattr(path)}
+            if path.is_dir():
+                found[name] = (*common, attributes)
+                continue
+            links.setdefault((status.st_dev, status.st_ino), []).append(name)
+            found[name] = (
+                *common,
+                attributes,
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                _data_ranges(path),
+            )
+        for names in links.values():
+            for name in names:
+                found[name] += (tuple(names),)
+        return found
+
+
+def _data_ranges(path: Path) -> list[tuple[int, int]]:
+    ranges: list[tuple[int, int]] = []
+    with path.open("rb") as file:
+        end = 0
+        while True:
+            try:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError:  # ENXIO: no more data
+                return ranges
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            ranges.append((start, end))
+
+
+@pytest.fixture
+def trees() -> type[_Trees]:
+    """``trees.plant(root)`` and ``trees.facts(root)``."""
+    return _Trees

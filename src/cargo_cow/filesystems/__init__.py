@@ -6,7 +6,8 @@ killed leaves at most a temporary sibling (:mod:`.temporaries`) that the next ru
 live one.
 
 Errors are those of :mod:`cargo_cow.errors`: ``NoSpace``, ``TargetUnusable`` (a symlink, a mount,
-forbidden) and ``FilesystemFailed``; the only other one is ``FileExistsError`` of ``publish``.
+forbidden) and ``FilesystemFailed``; the only other one is ``FileExistsError``, where the name
+asked for is taken.
 
 The modules below are loaded when one of their names is first asked for: a build with nothing to
 do reads the clock, and pays 1 ms for that instead of 5.

@@ -16,6 +16,8 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+from cargo_cow.filesystems.failures import UNSUPPORTED
+
 FIRST_FREE_OBJECTID = 256
 """Inode number of every subvolume's root directory (``include/uapi/linux/btrfs_tree.h``)."""
 
@@ -198,7 +200,7 @@ def _children(descriptor: int) -> list[tuple[int, int]]:
         try:
             fcntl.ioctl(descriptor, _GET_SUBVOL_ROOTREF, argument)
         except OSError as error:
-            if error.errno == errno.ENOTTY:
+            if error.errno in UNSUPPORTED:
                 return []
             if error.errno != errno.EOVERFLOW:  # EOVERFLOW: 255 are here, and there are more
                 raise

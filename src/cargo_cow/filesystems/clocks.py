@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from cargo_cow.filesystems.failures import failure
+from cargo_cow.filesystems.failures import translated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,14 +46,12 @@ def clock(directory: Path) -> int:
 
     Raises ``TargetUnusable``, ``NoSpace`` or ``FilesystemFailed``.
     """
-    try:
+    with translated("read the clock of", directory):
         descriptor = _temporary_file(directory)
         try:
             return os.fstat(descriptor).st_mtime_ns
         finally:
             os.close(descriptor)
-    except OSError as error:
-        raise failure(error, "read the clock of", directory) from error
 
 
 def granule(directory: Path) -> int:
@@ -62,7 +60,7 @@ def granule(directory: Path) -> int:
     Found by setting one and reading it back, so a server's rounding counts.
     Raises as :func:`clock`.
     """
-    try:
+    with translated("read the clock of", directory):
         descriptor = _temporary_file(directory)
         try:
             wanted = 1_500_000_001_123_456_789  # an odd second, and every digit of the fraction
@@ -70,6 +68,4 @@ def granule(directory: Path) -> int:
             kept = os.fstat(descriptor).st_mtime_ns
         finally:
             os.close(descriptor)
-    except OSError as error:
-        raise failure(error, "read the clock of", directory) from error
     return COARSE_GRANULE_NS if kept % 1_000_000_000 == 0 else GRANULE_NS

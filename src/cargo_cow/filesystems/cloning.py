@@ -8,25 +8,20 @@ happens when it fails.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import struct
 import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from cargo_cow.errors import FilesystemFailed, TargetUnusable
+from cargo_cow.errors import CowError, FilesystemFailed, TargetUnusable
 from cargo_cow.filesystems import btrfs, renaming, syscalls, temporaries
-from cargo_cow.filesystems.failures import FORBIDDEN, NO_SPACE, UNSUPPORTED, failure
+from cargo_cow.filesystems.failures import FORBIDDEN, NO_SPACE, UNSUPPORTED, translated
 from cargo_cow.filesystems.mounts import mounts_within, refuse_unusable
 from cargo_cow.filesystems.removal import discard, remove_target
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# include/uapi/linux/fs.h, for 64-bit kernels: _IOR('f', 1, long), _IOW('f', 2, long)
-_GETFLAGS = 0x80086601
-_SETFLAGS = 0x40086602
-_NOCOW = 0x00800000
+    from cargo_cow import native
 
 
 class CloneReport(NamedTuple):
@@ -49,8 +44,8 @@ class CloneReport(NamedTuple):
 def create_target(path: Path) -> Literal["subvolume", "directory"]:
     """Make an empty target: a subvolume where that works, else a directory; says which.
 
-    The parent must exist and ``path`` must not.  Raises ``TargetUnusable`` (exists, forbidden),
-    ``NoSpace``, ``FilesystemFailed``.
+    The parent must exist.  Raises ``FileExistsError`` if ``path`` does; ``TargetUnusable``
+    (forbidden), ``NoSpace``, ``FilesystemFailed``.
     """
     kind: Literal["subvolume", "directory"] = "directory"
 
@@ -65,12 +60,8 @@ def create_target(path: Path) -> Literal["subvolume", "directory"]:
             # Not Btrfs, or a Btrfs that gives us no subvolumes: a directory serves as well.
             path.mkdir()
 
-    try:
+    with translated("create", path):
         temporaries.make(path, make)
-    except FileExistsError as error:
-        raise TargetUnusable(f"{path} already exists") from error
-    except OSError as error:
-        raise failure(error, "create", path) from error
     return kind
 
 
@@ -81,42 +72,25 @@ def clone_target(source: Path, dest: Path, *, allow_copy: bool = True) -> CloneR
     made as a temporary sibling (``dest`` itself, if it has such a name) and published.  On
     failure everything made is removed again; ``source`` and what was there are never touched.
 
-    A source that holds other subvolumes is cloned as a tree, because a snapshot would show them
-    as empty directories; the report says so.  A read-only source is no hindrance.
+    A source that holds other subvolumes is cloned as a tree in which they are directories,
+    because a snapshot would show them empty; the report says so.  A mount inside is left out and
+    noted.  A read-only source is no hindrance.
 
-    Raises ``TargetUnusable`` (source a symlink, mount point or no directory; dest exists;
-    forbidden), ``NoSpace``, and ``FilesystemFailed``, also where a file cannot be reflinked and
-    ``allow_copy`` is false.
+    Raises ``FileExistsError`` if ``dest`` is there; ``TargetUnusable`` (source a symlink, mount
+    point or no directory; dest inside source; forbidden), ``NoSpace``, and ``FilesystemFailed``,
+    also where a file cannot be reflinked and ``allow_copy`` is false.
     """
     started = time.perf_counter()
-    refuse_unusable(source)
-    if os.path.lexists(dest):
-        raise TargetUnusable(f"{dest} already exists")
-    notes = [f"{point} is mounted: what is in it is not cloned" for point in mounts_within(source)]
-    if btrfs.is_subvolume(source):
-        inner = btrfs.nested(source)
-        if inner:
-            notes.append(
-                f"{len(inner)} subvolume(s) inside, as {inner[0]}: "
-                "cloned file by file into one subvolume instead of by a snapshot"
-            )
-        elif _snapshot(source, dest):
+    with translated("clone", source):
+        refuse_unusable(source)
+        if os.path.lexists(dest):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(dest))
+        notes = _apart(source)
+        if btrfs.is_subvolume(source) and not btrfs.nested(source) and _snapshot(source, dest):
             seconds = time.perf_counter() - started
-            return CloneReport("snapshot", 0, seconds, 0, 0, {}, tuple(notes))
-    mode: Literal["auto", "reflink"] = "auto" if allow_copy else "reflink"
-    if temporaries.is_temporary(dest):
-        report = _clone_tree(source, dest, mode)
-    else:
-        aside = temporaries.temporary_sibling(dest)
-        report = _clone_tree(source, aside, mode)
-        try:
-            renaming.publish(aside, dest)
-        except BaseException as error:
-            discard(aside)
-            if isinstance(error, FileExistsError):
-                raise TargetUnusable(f"{dest} already exists") from error
-            raise
-    return report._replace(seconds=time.perf_counter() - started, notes=tuple(notes) + report.notes)
+            return CloneReport("snapshot", 0, seconds, 0, 0, {}, notes)
+        report = _clone_tree(source, dest, "auto" if allow_copy else "reflink")
+    return report._replace(seconds=time.perf_counter() - started, notes=notes + report.notes)
 
 
 def convert(path: Path) -> CloneReport | None:
@@ -130,28 +104,36 @@ def convert(path: Path) -> CloneReport | None:
     the whole new subvolume, beside a stale temporary.  Beware: the lock file is another inode
     afterwards, so a Cargo that was waiting for the old one no longer excludes others.
 
-    Raises as :func:`clone_target`.
+    Raises ``TargetUnusable`` (a symlink, a mount point, a mount inside, forbidden), ``NoSpace``
+    and ``FilesystemFailed``.
     """
     started = time.perf_counter()
-    refuse_unusable(path)
-    if btrfs.is_subvolume(path):
-        return None
-    if mounts := mounts_within(path):
-        raise TargetUnusable(f"{path} stays a directory: {mounts[0]} is mounted", hint="unmount it")
-    aside = temporaries.temporary_sibling(path)
-    if create_target(aside) != "subvolume":
-        discard(aside)
-        return None
-    report = _fill(path, aside, "reflink")
-    try:
-        renaming.exchange(aside, path)
-    except BaseException:
-        discard(aside)
-        raise
-    notes = report.notes
+    with translated("convert", path):
+        refuse_unusable(path)
+        if btrfs.is_subvolume(path):
+            return None
+        if mounts := mounts_within(path):
+            raise TargetUnusable(
+                f"{path} stays a directory: {mounts[0]} is mounted", hint="unmount it"
+            )
+        inside = _apart(path)
+        aside = temporaries.temporary_sibling(path)
+        if create_target(aside) != "subvolume":
+            discard(aside)
+            return None
+        report = _fill(path, aside, "reflink")
+        if report.notes:  # the old directory is about to go: nothing may be missing
+            discard(aside)
+            raise FilesystemFailed(f"{path} stays a directory: {'; '.join(report.notes)}")
+        try:
+            renaming.exchange(aside, path)
+        except BaseException:
+            discard(aside)
+            raise
+    notes = inside
     try:
         remove_target(aside)
-    except (FilesystemFailed, TargetUnusable) as error:
+    except CowError as error:
         temporaries.release(aside)
         notes += (f"the old directory is left: {error}",)
     return report._replace(seconds=time.perf_counter() - started, notes=notes)
@@ -161,81 +143,94 @@ def _snapshot(source: Path, dest: Path) -> bool:
     """Snapshot the subvolume; False where only a tree clone remains."""
     try:
         temporaries.make(dest, lambda: btrfs.snapshot(source, dest))
-    except FileExistsError as error:
-        raise TargetUnusable(f"{dest} already exists") from error
     except OSError as error:
         # EXDEV: dest on another filesystem.  EPERM: not ours, though we may read it.
-        if error.errno in UNSUPPORTED | FORBIDDEN | {errno.EXDEV}:
-            return False
-        raise failure(error, "snapshot", source) from error
+        if error.errno not in UNSUPPORTED | FORBIDDEN | {errno.EXDEV}:
+            raise
+        return False
     return True
 
 
 def _clone_tree(source: Path, dest: Path, mode: Literal["auto", "reflink"]) -> CloneReport:
-    create_target(dest)
-    return _fill(source, dest, mode)
+    """Clone file by file: aside, so that ``dest`` appears complete or not at all."""
+    if dest.resolve().is_relative_to(source.resolve()):
+        raise TargetUnusable(f"{dest} lies inside {source}: a clone would hold itself")
+    if temporaries.is_temporary(dest):
+        create_target(dest)
+        return _fill(source, dest, mode)
+    aside = temporaries.temporary_sibling(dest)
+    report = _clone_tree(source, aside, mode)
+    try:
+        renaming.publish(aside, dest)
+    except BaseException:
+        discard(aside)
+        raise
+    return report
+
+
+def _apart(source: Path) -> tuple[str, ...]:
+    """What in ``source`` is not simply its own, told to the user."""
+    notes = [f"{point} is mounted: what is in it is not cloned" for point in mounts_within(source)]
+    if inner := btrfs.nested(source):
+        notes.append(
+            f"{len(inner)} subvolume(s) inside, as {inner[0]}: cloned file by file, as directories"
+        )
+    return tuple(notes)
 
 
 def _fill(source: Path, dest: Path, mode: Literal["auto", "reflink"]) -> CloneReport:
     """Clone the tree into the empty ``dest``; on failure ``dest`` is removed."""
     try:
-        from cargo_cow import native  # starts processes: loaded where one is started
-
-        _inherit_nocow(source, dest)
-        tree = native.clone_tree(source, dest, mode)
-        if tree.copied_files:
+        parts = _clone_parts(source, dest, mode)
+        copied = sum(part.copied_files for part in parts)
+        if copied:
             # A reflink's data is on disk before the ioctl returns (the kernel flushes the
             # source: generic_remap_file_range_prep) and metadata stays in order; copied data
             # could be published before it is written, and an empty rlib beside a whole
             # fingerprint would be called fresh after a power cut.
             syscalls.sync_filesystem(dest)
-    except BaseException as error:
+    except BaseException:
         discard(dest)
-        if isinstance(error, OSError):
-            raise failure(error, "clone", source) from error
         raise
-    notes: tuple[str, ...] = ()
-    if tree.vanished:
-        notes = (f"{tree.vanished} file(s) vanished while they were cloned",)
+    reasons: dict[str, int] = {}
+    for part in parts:
+        for name, count in part.copied_reasons.items():
+            reasons[name] = reasons.get(name, 0) + count
     return CloneReport(
-        "copy" if tree.copied_files and not tree.reflinked_files else "reflink",
-        tree.files,
-        tree.seconds,
-        tree.reflinked_bytes,
-        tree.copied_bytes,
-        dict(tree.copied_reasons),
-        notes,
+        "copy" if copied and not any(part.reflinked_files for part in parts) else "reflink",
+        sum(part.files for part in parts),
+        sum(part.seconds for part in parts),
+        sum(part.reflinked_bytes for part in parts),
+        sum(part.copied_bytes for part in parts),
+        reasons,
+        _losses(parts),
     )
 
 
-def _inherit_nocow(source: Path, dest: Path) -> None:
-    """Give ``dest`` the source's ``chattr +C``, which new files in it then inherit.
+def _clone_parts(
+    source: Path, dest: Path, mode: Literal["auto", "reflink"]
+) -> list[native.CloneTree]:
+    """One call of the native program for ``source``, and one for every subvolume inside, which
+    it refuses to enter by itself."""
+    from cargo_cow import native  # starts processes: loaded where one is started
 
-    Btrfs refuses to reflink between files with and without checksums (EINVAL;
-    ``btrfs_remap_file_range_prep``), so without this a target made +C for speed would be copied.
-    """
-    try:
-        if _attributes(source) & _NOCOW:
-            _add_attributes(dest, _NOCOW)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED | FORBIDDEN:
-            raise
-
-
-def _attributes(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # The kernel reads and writes an int, whatever the number says.
-        (flags,) = struct.unpack_from("=I", fcntl.ioctl(descriptor, _GETFLAGS, bytes(8)))
-    finally:
-        os.close(descriptor)
-    return int(flags)
+    inner = btrfs.nested(source)
+    apart = [path.relative_to(source) for path in (*inner, *mounts_within(source))]
+    parts = [native.clone_tree(source, dest, mode, exclude=apart)]
+    for subvolume in inner:
+        place = dest / subvolume.relative_to(source)
+        parts += _clone_parts(subvolume, place, mode)
+        times = subvolume.parent.stat()
+        os.utime(place.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return parts
 
 
-def _add_attributes(path: Path, wanted: int) -> None:
-    flags = struct.pack("=Ixxxx", _attributes(path) | wanted)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(descriptor, _SETFLAGS, flags)
-    finally:
-        os.close(descriptor)
+def _losses(parts: list[native.CloneTree]) -> tuple[str, ...]:
+    """In what the clone is not the source: a live tree changed, or something has no place."""
+    counts = (
+        (sum(part.vanished for part in parts), "vanished while they were cloned"),
+        (sum(part.changed for part in parts), "kept changing while they were cloned"),
+        (sum(part.special for part in parts), "are sockets, pipes or devices: not cloned"),
+        (sum(part.attributes_dropped for part in parts), "extended attributes have no place here"),
+    )
+    return tuple(f"{count} file(s): {what}" for count, what in counts if count)

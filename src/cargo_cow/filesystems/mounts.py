@@ -23,7 +23,7 @@ def _unescape(field: bytes) -> bytes:
 
 
 def mounts_within(directory: Path) -> list[Path]:
-    """Mount points at or below ``directory``, as this process sees them.
+    """Mount points at or below ``directory``, as paths that start with ``directory``.
 
     Empty where there is no ``/proc``: then only what the kernel refuses by itself (EBUSY)
     protects a mount.
@@ -36,7 +36,7 @@ def mounts_within(directory: Path) -> list[Path]:
         return []
     points = (_unescape(line.split(b" ", 5)[4]) for line in lines)
     return [
-        Path(os.fsdecode(point))
+        directory / os.fsdecode(point[len(physical) + 1 :])
         for point in points
         if point == physical or point.startswith(physical + b"/")
     ]
@@ -69,8 +69,7 @@ def refuse_unusable(path: Path) -> None:
         raise TargetUnusable(f"{path} is a symlink", hint="name the directory itself")
     if not path.is_dir():
         raise TargetUnusable(f"{path} is not a directory")
-    physical = path.parent.resolve() / path.name
-    if physical in mounts_within(path):
+    if path in mounts_within(path):
         raise TargetUnusable(
             f"{path} is a mount point", hint="unmount it, or set CARGO_TARGET_DIR below it"
         )

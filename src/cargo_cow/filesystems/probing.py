@@ -12,7 +12,7 @@ from cargo_cow.errors import CowError
 from cargo_cow.filesystems import btrfs, syscalls, temporaries
 from cargo_cow.filesystems.clocks import COARSE_GRANULE_NS, granule
 from cargo_cow.filesystems.extents import extents
-from cargo_cow.filesystems.failures import failure
+from cargo_cow.filesystems.failures import NO_SPACE, translated
 from cargo_cow.filesystems.mounts import filesystem_name
 from cargo_cow.filesystems.removal import discard, remove_target
 
@@ -51,7 +51,7 @@ def probe(directory: Path) -> Capabilities:
     Raises ``TargetUnusable`` or ``NoSpace`` if nothing can be made there.
     """
     room = temporaries.temporary_sibling(directory / "probe")
-    try:
+    with translated("probe", directory):
         temporaries.make(room, room.mkdir)
         try:
             reflink, shares = _reflink(room)
@@ -69,8 +69,6 @@ def probe(directory: Path) -> Capabilities:
             )
         finally:
             discard(room)
-    except OSError as error:
-        raise failure(error, "probe", directory) from error
 
 
 def _reflink(room: Path) -> tuple[bool, bool | None]:
@@ -80,7 +78,7 @@ def _reflink(room: Path) -> tuple[bool, bool | None]:
         try:
             fcntl.ioctl(clone, _FICLONE, source.fileno())
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in NO_SPACE:
                 raise
             return False, None
     with (room / "clone").open("rb") as clone:
@@ -98,7 +96,7 @@ def _subvolumes(room: Path) -> tuple[bool, Literal["ioctl", "rmdir", "none"]]:
     try:
         btrfs.create(source)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE:
             raise
         return False, "none"
     (source / "file").write_bytes(b"here")
@@ -106,7 +104,7 @@ def _subvolumes(room: Path) -> tuple[bool, Literal["ioctl", "rmdir", "none"]]:
         btrfs.snapshot(source, copy)
         works = (copy / "file").read_bytes() == b"here"
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE:
             raise
         works = False
     doomed = copy if works else source

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import btrfs, temporaries
-from cargo_cow.filesystems.failures import failure
-from cargo_cow.filesystems.mounts import mounts_within
+from cargo_cow.filesystems.failures import translated
+from cargo_cow.filesystems.mounts import mounts_within, refuse_unusable
 
 _NOT_BY_IOCTL = frozenset({errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOTEMPTY})
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -26,24 +26,21 @@ def remove_target(path: Path) -> None:
     Raises ``TargetUnusable`` for a symlink, a file, a mount point or a mount inside (nothing is
     touched), or where permission is missing; ``FilesystemFailed`` otherwise, naming what is left.
     """
-    if path.is_symlink():
-        raise TargetUnusable(f"{path} is a symlink: not removed", hint="remove it by hand")
-    if not path.exists():
-        temporaries.release(path)
-        return
-    if not path.is_dir():
-        raise TargetUnusable(f"{path} is not a directory: not removed")
-    if mounts := mounts_within(path):
-        raise TargetUnusable(f"{path} is not removed: {mounts[0]} is mounted", hint="unmount it")
-    try:
+    with translated("remove", path):
+        if not os.path.lexists(path):
+            temporaries.release(path)
+            return
+        refuse_unusable(path)
+        if mounts := mounts_within(path):
+            raise TargetUnusable(
+                f"{path} is not removed: {mounts[0]} is mounted", hint="unmount it"
+            )
         if not _destroy(path):
             doomed = path
             if not temporaries.is_temporary(path):
                 doomed = temporaries.temporary_sibling(path)
                 path.rename(doomed)
             _remove_piecemeal(doomed)
-    except OSError as error:
-        raise failure(error, "remove", path) from error
     temporaries.release(path)
 
 

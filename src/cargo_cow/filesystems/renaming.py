@@ -9,9 +9,7 @@ from pathlib import Path
 
 from cargo_cow.errors import FilesystemFailed
 from cargo_cow.filesystems import syscalls, temporaries
-from cargo_cow.filesystems.failures import failure
-
-_NO_FLAGS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+from cargo_cow.filesystems.failures import UNSUPPORTED, translated
 
 
 def publish(temporary: Path, dest: Path) -> None:
@@ -24,21 +22,15 @@ def publish(temporary: Path, dest: Path) -> None:
     Subvolumes move within one Btrfs like directories.  The content must be durable already, or
     not matter after a power cut.
     """
-    try:
+    with translated("publish", dest):
         try:
             syscalls.rename(temporary, dest, syscalls.RENAME_NOREPLACE)
         except OSError as error:
-            if error.errno not in _NO_FLAGS:
+            if error.errno not in UNSUPPORTED:
                 raise
             _rename_onto_own_directory(temporary, dest)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:  # of the fallback: dest is somebody's now
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(dest)) from error
-        raise failure(error, "publish", dest) from error
-    temporaries.release(temporary)
-    _sync_parents(dest, temporary)
+        temporaries.release(temporary)
+        _sync_parents(dest, temporary)
 
 
 def exchange(one: Path, other: Path) -> None:
@@ -47,17 +39,18 @@ def exchange(one: Path, other: Path) -> None:
     Raises ``FilesystemFailed`` where the filesystem cannot (renameat2 without RENAME_EXCHANGE)
     or one of them is missing; nothing is changed then.
     """
-    try:
-        syscalls.rename(one, other, syscalls.RENAME_EXCHANGE)
-    except OSError as error:
-        if error.errno in _NO_FLAGS:
+    with translated(f"exchange {one} with", other):
+        try:
+            syscalls.rename(one, other, syscalls.RENAME_EXCHANGE)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
             raise FilesystemFailed(
                 f"{one} and {other} cannot be exchanged: this filesystem knows no RENAME_EXCHANGE"
             ) from error
-        raise failure(error, "exchange", other) from error
-    for path in (one, other):
-        temporaries.hold_again(path)
-    _sync_parents(one, other)
+        for path in (one, other):
+            temporaries.hold_again(path)
+        _sync_parents(one, other)
 
 
 def _rename_onto_own_directory(temporary: Path, dest: Path) -> None:
@@ -66,9 +59,12 @@ def _rename_onto_own_directory(temporary: Path, dest: Path) -> None:
     dest.mkdir()
     try:
         temporary.rename(dest)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # not empty: no longer ours
             dest.rmdir()
+        if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
+            message = os.strerror(errno.EEXIST)
+            raise FileExistsError(errno.EEXIST, message, str(dest)) from error
         raise
 
 
@@ -79,6 +75,6 @@ def _sync_parents(*paths: Path) -> None:
             os.fsync(descriptor)
         except OSError as error:
             if error.errno != errno.EINVAL:  # "fd is bound to a special file": cannot be synced
-                raise failure(error, "sync", parent) from error
+                raise
         finally:
             os.close(descriptor)

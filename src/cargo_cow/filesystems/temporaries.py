@@ -111,7 +111,7 @@ def _candidates(parent: Path, name: str) -> list[Path]:
     try:
         with os.scandir(parent) as entries:
             paths = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
+    except OSError:
         return []
     return sorted(path for path in paths if path not in _held and is_temporary(path, name))
 
