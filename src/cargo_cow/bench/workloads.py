@@ -111,7 +111,12 @@ def prepare_alone(bench: Bench, tool: str, run: int) -> Sample:
     added = bench.add(SHIM, f"prepare-{run}", bench.project.revisions[0])
     try:
         seconds, report = bench.prepare(added.root)
-        values = {name: float(value) for name, value in _numbers(report)}
+        values = {"units": float(len(report.get("units", ())))}
+        if isinstance(report.get("seconds"), int | float):
+            values["own_seconds"] = float(report["seconds"])
+        clone = report.get("clone")
+        if isinstance(clone, dict):
+            values["clone_seconds"] = float(clone["seconds"])
         return Sample(seconds, None, values)
     finally:
         bench.discard(tool, added.root)
@@ -124,7 +129,11 @@ def clone_alone(bench: Bench, tool: str, run: int) -> Sample:
     report = filesystems.clone_target(donor, dest)
     try:
         files = sum(len(names) for _, _, names in os.walk(dest))
-        values = {"files": float(files), "per_thousand_files": 1000 * report.seconds / files}
+        values = {
+            "files": float(files),
+            "per_thousand_files": 1000 * report.seconds / max(1, files),
+            "snapshot": float(report.method == "snapshot"),
+        }
         return Sample(report.seconds, None, values)
     finally:
         filesystems.remove_target(dest)
@@ -285,9 +294,3 @@ def _sources(workspace: Path) -> Iterator[Path]:
         for target in targets:
             if {"lib", "bin"} & set(target["kind"]):
                 yield Path(target["src_path"])
-
-
-def _numbers(report: dict[str, object]) -> Iterator[tuple[str, float]]:
-    for name, value in report.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield name, value

@@ -1,0 +1,138 @@
+"""``cargo cow bench``: the benchmark and its report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+# Names only: the workloads themselves are loaded when they run.
+_WORKLOADS = (
+    "cold",
+    "unchanged",
+    "new-worktree",
+    "other-commit",
+    "first-edit",
+    "prepare",
+    "clone",
+    "passed-call",
+)
+_TOOLS = ("plain", "cow", "shim", "reflink", "reflink-touched")
+
+
+def _listed(known: tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
+    """A click callback: names parted by commas, each of them known."""
+
+    def check(_context: click.Context, _option: click.Parameter, value: str) -> tuple[str, ...]:
+        names = tuple(value.split(","))
+        for name in names:
+            if name not in known:
+                raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return check
+
+
+@click.command("bench")
+@click.option(
+    "--project",
+    default="ripgrep",
+    show_default=True,
+    metavar="PATH|NAME",
+    help="A directory, or one of ripgrep, ripgrep-workspace, fd, bat, just, hyperfine.",
+)
+@click.option("--other", metavar="REVISION", help="With a path: the other commit [HEAD~1].")
+@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--workload",
+    "workloads",
+    callback=_listed(_WORKLOADS),
+    default=",".join(_WORKLOADS),
+    metavar="LIST",
+    help=f"Any of {','.join(_WORKLOADS)} (default: all).",
+)
+@click.option(
+    "--tool",
+    "tools",
+    callback=_listed(_TOOLS),
+    default=",".join(_TOOLS),
+    metavar="LIST",
+    help=f"Any of {','.join(_TOOLS)} (default: all).",
+)
+@click.option(
+    "--scratch",
+    "directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Work in a new directory in this one (default: where files can be cloned).",
+)
+@click.option(
+    "--filesystem",
+    type=click.Choice(["btrfs", "xfs", "ext4"]),
+    help="Make and mount an image with this filesystem (root).",
+)
+@click.option(
+    "--args",
+    "cargo_args",
+    default="--workspace --all-targets",
+    show_default=True,
+    help="Arguments of every cargo build.",
+)
+@click.option(
+    "--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+def command(
+    project: str,
+    other: str | None,
+    runs: int,
+    workloads: tuple[str, ...],
+    tools: tuple[str, ...],
+    directory: Path | None,
+    filesystem: str | None,
+    cargo_args: str,
+    style: str,
+) -> int:
+    """Measure Cargo-CoW against plain Cargo and a blind copy of the target.
+
+    Several runs, the tools taking turns; medians; compilers counted where they start.  Work is
+    done in clones in a scratch directory that is removed afterwards.  At the end stand the figures
+    that were missed and the cells in which another way was faster.  docs/benchmark.md says how
+    each number comes about.
+
+    \b
+    Examples:
+      cargo cow bench --runs 5
+      cargo cow bench --project . --workload new-worktree,unchanged
+      cargo cow bench --filesystem xfs --workload clone --format json
+    """
+    import shlex
+
+    from cargo_cow.bench import report, run
+
+    def say(message: str) -> None:
+        print(f"cargo-cow: {message}", file=sys.stderr)
+
+    found = run.run(
+        project,
+        other=other,
+        runs=runs,
+        workloads=workloads,
+        tools=tools,
+        directory=directory,
+        filesystem=filesystem,
+        cargo_args=shlex.split(cargo_args),
+        say=say,
+    )
+    if style == "json":
+        print(json.dumps(report.as_json(found), indent=2))
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for part in report.render(found):
+        console.print(part)
+    for line in report.legend(tools):
+        console.print(line)
+    return 0
