@@ -441,11 +441,13 @@ impl Cloner<'_> {
     /// Another mount or a nested Btrfs subvolume (which has a device number of its own, and may
     /// be as large as it likes) is not ours to take, and leaving it out unsaid would make the
     /// clone a lesser tree.  A bind mount has the same device number; the mount root attribute
-    /// (Linux 5.8) gives it away.
+    /// (Linux 5.8) gives it away.  Device numbers are compared for directories only: overlayfs
+    /// shows files of its layers with their own (Documentation/filesystems/overlayfs.rst).
     fn same_mount(&self, stat: &Statx, path: &Path) -> Result<(), Failure> {
+        let is_directory = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory;
         let crossed = if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             "another mount"
-        } else if device(stat) != self.device {
+        } else if is_directory && device(stat) != self.device {
             "another filesystem or a nested subvolume"
         } else {
             return Ok(());

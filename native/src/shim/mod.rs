@@ -48,8 +48,10 @@ fn observed(command: &[OsString], compiler: &[OsString], plan: &observe::Plan) -
         Ok(process::Ended::Exited(code)) => {
             if code == 0 {
                 guarded(|| {
-                    plan.write(started)
-                        .unwrap_or_else(|reason| log(&format!("not observed: {reason}")));
+                    match plan.write(started) {
+                        Ok(summary) => log(&summary),
+                        Err(reason) => log(&format!("not observed: {reason}")),
+                    }
                     Some(())
                 });
             }

@@ -88,8 +88,8 @@ impl Plan {
         now
     }
 
-    /// After the compile that began at `started` succeeded.
-    pub fn write(&self, started: Nanoseconds) -> Result<(), String> {
+    /// After the compile that began at `started` succeeded.  Returns a line for the log.
+    pub fn write(&self, started: Nanoseconds) -> Result<String, String> {
         let failed = |what: &Path| {
             let what = what.display().to_string();
             move |error: std::io::Error| format!("{what}: {error}")
@@ -127,7 +127,7 @@ impl Plan {
             "format": FORMAT,
             "invoked": i64::try_from(self.invoked).map_err(|error| error.to_string())?,
             "cwd": directory,
-            "files": files,
+            "files": &files,
             "env": dep_info.environment,
         });
         // Written aside and renamed, so that a reader sees all or nothing.  Not synced: after a
@@ -141,7 +141,13 @@ impl Plan {
         result.map_err(|error| {
             let _ = fs::remove_file(&aside);
             failed(&aside)(error)
-        })
+        })?;
+        let unit = self.unit.display();
+        Ok(format!(
+            "observed {unit}: {} of {} files",
+            files.len(),
+            dep_info.files.len()
+        ))
     }
 }
 

@@ -83,19 +83,27 @@ enum Target {
 
 /// On any compile: the target exists.  `out_dir` tells where we are if Cargo is not our parent.
 pub fn mark(out_dir: &Path) {
-    let directory = Cargo::calling().map(|cargo| cargo.project_directory());
-    let checkout = directory
-        .or_else(|| std::path::absolute(out_dir).ok())
-        .and_then(|directory| Checkout::above(&directory));
-    if let Some(checkout) = checkout {
+    let cargo = Cargo::calling();
+    let project = match &cargo {
+        Some(cargo) => Some(cargo.project_directory()),
+        None => std::path::absolute(out_dir).ok(),
+    };
+    let Some(project) = project else { return };
+    let Some(checkout) = Checkout::above(&project) else {
+        return;
+    };
+    // `cargo install` compiles below a temporary directory, and says nothing about this target.
+    if !checkout.is_marked()
+        && cargo.is_none_or(|cargo| {
+            cargo.may_build() && cargo.target(&project, &checkout.root) != Target::Missing
+        })
+    {
         make_marker(&checkout);
     }
 }
 
 fn make_marker(checkout: &Checkout) {
-    if !checkout.is_marked()
-        && let Err(error) = checkout.mark()
-    {
+    if let Err(error) = checkout.mark() {
         log(&format!("cannot mark the checkout: {error}"));
     }
 }
