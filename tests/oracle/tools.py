@@ -1,0 +1,145 @@
+"""What the oracle is held against: Cargo-CoW, plain Cargo, and tools that are wrong on purpose.
+
+The wrong ones are mistakes that others made or that lie near (``cargo-facts``: P1, P2 and
+experiment (e)); the oracle must find each of them out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def git(checkout: Path, env: Mapping[str, str], *args: str) -> str:
+    """Runs git in a checkout; raises where it fails."""
+    done = subprocess.run(
+        ["git", *args],
+        cwd=checkout,
+        env=dict(env),
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+class Tool:
+    """Plain Cargo; the others differ from it in a few places."""
+
+    name = "cargo"
+
+    def build(self) -> list[str]:
+        """The program and subcommand that stand for ``cargo build``."""
+        return ["cargo", "build"]
+
+    def prepare(self) -> list[str] | None:
+        """The call that only prepares, where there is one."""
+        return None
+
+    def before_build(self, target: Path) -> None:
+        """What the tool does by itself before each build."""
+
+    def add_worktree(
+        self, source: Path, dest: Path, ref: list[str], env: Mapping[str, str], root: str
+    ) -> None:
+        """A git worktree; ``root`` is the workspace root relative to the checkout."""
+        del root  # the tools below need it
+        git(source, env, "worktree", "add", "--detach", str(dest), *ref)
+
+
+class CargoCow(Tool):
+    name = "cargo-cow"
+    _argv = (sys.executable, "-m", "cargo_cow")
+
+    def build(self) -> list[str]:
+        return [*self._argv, "build"]
+
+    def prepare(self) -> list[str] | None:
+        return [*self._argv, "prepare"]
+
+    def add_worktree(
+        self, source: Path, dest: Path, ref: list[str], env: Mapping[str, str], root: str
+    ) -> None:
+        argv = [*self._argv, "worktree", "add", "--detach", str(dest), *ref]
+        done = subprocess.run(
+            argv, cwd=source / root, env=dict(env), check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def _touch_all(target: Path) -> None:
+    """Gives every file one present time."""
+    now = target.stat().st_mtime_ns
+    probe = target / ".now"
+    probe.touch()
+    now = probe.stat().st_mtime_ns
+    probe.unlink()
+    for directory, _, names in os.walk(target):
+        for name in names:
+            os.utime(Path(directory, name), ns=(now, now), follow_symlinks=False)
+
+
+class CopyAndTouch(Tool):
+    """Copies the target without its times into a new worktree and touches all of it."""
+
+    name = "copy-and-touch"
+
+    def add_worktree(
+        self, source: Path, dest: Path, ref: list[str], env: Mapping[str, str], root: str
+    ) -> None:
+        super().add_worktree(source, dest, ref, env, root)
+        if (source / root / "target").is_dir():
+            shutil.copytree(
+                source / root / "target",
+                dest / root / "target",
+                symlinks=True,
+                copy_function=shutil.copy,
+            )
+            _touch_all(dest / root / "target")
+
+
+class TouchInPlace(Tool):
+    """Stamps the whole target before each build."""
+
+    name = "touch-in-place"
+
+    def before_build(self, target: Path) -> None:
+        if target.is_dir():
+            _touch_all(target)
+
+
+class CopyWithTimes(Tool):
+    """Copies the target with its times: experiment (e), where the checkout may be older."""
+
+    name = "copy-with-times"
+
+    def __init__(self) -> None:
+        self.donor: Path | None = None
+
+    def before_build(self, target: Path) -> None:
+        if self.donor is None:
+            self.donor = target
+        elif not target.exists():
+            subprocess.run(["cp", "-a", self.donor, target], check=True)
+
+
+class RestoredTimes(Tool):
+    """Copies the target and gives unchanged sources the donor's times: paths stay foreign."""
+
+    name = "restored-times"
+
+    def add_worktree(
+        self, source: Path, dest: Path, ref: list[str], env: Mapping[str, str], root: str
+    ) -> None:
+        super().add_worktree(source, dest, ref, env, root)
+        subprocess.run(["cp", "-a", source / root / "target", dest / root / "target"], check=True)
+        for name in git(dest, env, "ls-files").splitlines():
+            ours, theirs = dest / name, source / name
+            if theirs.is_file() and ours.read_bytes() == theirs.read_bytes():
+                stat = theirs.stat()
+                os.utime(ours, ns=(stat.st_atime_ns, stat.st_mtime_ns))
