@@ -1,0 +1,416 @@
+"""What ``doctor`` looks at: each check tries, and says what works, what is lost and what mends it.
+
+Nothing is changed.  ``fail`` means that builds break or nothing of Cargo-CoW works; ``warn`` that
+something is lost and plain Cargo does its work all the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from cargo_cow import git
+from cargo_cow.cargo import configuration
+from cargo_cow.errors import CowError, NotACargoProject, UnknownFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cargo_cow.cargo.workspace import Workspace
+    from cargo_cow.filesystems import Capabilities
+
+_FICLONE = 0x40049409  # _IOW(0x94, 9, int), include/uapi/linux/fs.h
+_TAG = "Signature: 8a477f597d28d172789f06886806bc55"
+
+
+class Check(NamedTuple):
+    """One thing that was looked at.  ``lost`` and ``mend`` are empty where all is well."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    found: str
+    lost: str = ""
+    mend: str = ""
+
+
+def run(cwd: Path, cargo_args: Sequence[str] = ()) -> list[Check]:
+    """All checks for the workspace around ``cwd``; outside of one, those that need none."""
+    checks = [*_toolchain(cwd), _git(), _native()]
+    workspace: Workspace | None = None
+    try:
+        from cargo_cow.cargo import workspace as workspaces
+
+        workspace = workspaces.load(cwd, cargo_args)
+    except NotACargoProject as error:
+        checks.append(
+            Check("project", "warn", str(error), "there is nothing to prepare here", error.hint)
+        )
+    except CowError as error:
+        checks.append(Check("project", "fail", str(error), "Cargo cannot build here", error.hint))
+    else:
+        checks.append(
+            Check("project", "ok", f"{workspace.root}, {len(workspace.members)} package(s)")
+        )
+    checks += _wrapper(cwd)
+    checks += _filesystem(cwd, workspace)
+    if workspace is not None:
+        checks += _target(workspace)
+        checks += _siblings(workspace)
+    checks.append(_namespaces())
+    checks.append(
+        Check("store", "ok", "none: targets are cloned from the checkouts of the same project")
+    )
+    return checks
+
+
+def _output(command: list[str], cwd: Path) -> str | None:
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+
+def _toolchain(cwd: Path) -> Iterator[Check]:
+    from cargo_cow.cargo.toolchain import compiler_here
+    from cargo_cow.cargo.workspace import cargo_program
+
+    version = _output([cargo_program(), "--version"], cwd)
+    if version is None:
+        yield Check("cargo", "fail", f"{cargo_program()} does not run", "everything",
+                    "install Rust (rustup), or put cargo on PATH")  # fmt: skip
+    else:
+        yield Check("cargo", "ok", version.strip())
+    compiler = compiler_here(os.fspath(cwd))
+    if compiler is None:
+        yield Check("rustc", "fail", "rustc does not run", "everything",
+                    "install Rust (rustup), or put rustc on PATH")  # fmt: skip
+    else:
+        yield Check("rustc", "ok", compiler.splitlines()[0])
+
+
+def _git() -> Check:
+    lost = "a new checkout finds no donor, and `cargo cow worktree` does not work"
+    if not git.available():
+        return Check("git", "warn", "git is not installed", lost, "install git")
+    try:
+        answer = git.call(["--version"], Path("/"))
+    except CowError as error:
+        return Check("git", "warn", str(error), lost, "reinstall git")
+    if answer.status != 0:
+        return Check("git", "warn", f"git does not run: {answer.error}", lost, "reinstall git")
+    return Check("git", "ok", os.fsdecode(answer.output).strip())
+
+
+def _native() -> Check:
+    from cargo_cow import native
+
+    try:
+        version = native.version()
+        return Check("native", "ok", f"{native.program()} {version}, protocol {native.PROTOCOL}")
+    except CowError as error:
+        return Check(
+            "native", "fail", str(error), "no target can be cloned, nothing is observed", error.hint
+        )
+
+
+def _wrapper(cwd: Path) -> Iterator[Check]:
+    from cargo_cow import native
+
+    lost = "plain cargo does not prepare new checkouts; `cargo cow build` does"
+    try:
+        found = configuration.effective_wrapper(cwd)
+        chain = configuration.effective_chain(cwd)
+    except CowError as error:
+        yield Check("wrapper", "fail", str(error), "Cargo cannot build here", error.hint)
+        return
+    if found is None:
+        yield Check("wrapper", "warn", "no rustc-wrapper is configured", lost, "cargo cow init")
+        return
+    if not configuration.is_ours(found.program):
+        mend = []
+        if found.file is None:
+            mend.append(f"unset {found.source.rpartition(' ')[2]}")
+            if found.program:
+                mend.append(f"export {configuration.CHAIN_VARIABLE}={shlex.quote(found.program)}")
+        mend.append("cargo cow init")
+        yield Check(
+            "wrapper",
+            "warn",
+            f"{found.source} sets {found.program or 'none'}",
+            lost,
+            "; ".join(mend),
+        )
+        return
+    if not _runs(found.program):
+        yield Check(
+            "wrapper",
+            "fail",
+            f"{found.source} sets {found.program}, which is not there",
+            "every cargo build fails",
+            "cargo cow init, or cargo cow uninstall",
+        )
+        return
+    try:
+        other = not Path(found.program).samefile(native.program())
+    except (CowError, OSError):
+        other = False
+    if other:
+        yield Check("wrapper", "warn", f"{found.source} sets {found.program}",
+                    "that is another installation's program", "cargo cow init")  # fmt: skip
+    else:
+        yield Check("wrapper", "ok", f"{found.program}, by {found.source}")
+    if chain is not None:
+        if _runs(chain):
+            yield Check("chained wrapper", "ok", chain)
+        else:
+            yield Check(
+                "chained wrapper",
+                "fail",
+                f"{configuration.CHAIN_VARIABLE} is {chain}, which is not there",
+                "the compiler is run without it",
+                f"install {chain}, or take {configuration.CHAIN_VARIABLE} out",
+            )
+
+
+def _runs(program: str) -> bool:
+    import shutil
+
+    return shutil.which(program) is not None
+
+
+def _filesystem(cwd: Path, workspace: Workspace | None) -> Iterator[Check]:
+    from cargo_cow import filesystems
+
+    directory = cwd if workspace is None else _existing(workspace.build_dir)
+    try:
+        able = filesystems.probe(directory)
+    except CowError as error:
+        yield Check("filesystem", "fail", str(error), "no target can be made here", error.hint)
+        return
+    if able.snapshots:
+        yield Check("filesystem", "ok", f"{able.name}: targets are cloned by snapshot")
+    elif able.reflink:
+        yield Check("filesystem", "ok", f"{able.name}: targets are cloned file by file, by reflink")
+    else:
+        yield Check(
+            "filesystem",
+            "warn",
+            f"{able.name} cannot share extents (tried in {directory})",
+            "new targets are full copies: slower, and each uses all its size on disk",
+            "put the checkouts on Btrfs, XFS (reflink=1) or bcachefs",
+        )
+    if able.snapshots and able.subvolume_removal == "none":
+        yield Check(
+            "subvolumes",
+            "warn",
+            "this user may make subvolumes but not delete them",
+            "removing a target leaves an empty subvolume",
+            "mount -o remount,user_subvol_rm_allowed <the filesystem>, as root",
+        )
+    if not able.exchange:
+        yield Check(
+            "exchange",
+            "warn",
+            f"{able.name} cannot exchange two names at once",
+            "a target that is there is not replaced by a nearer one, nor converted",
+            "use a filesystem with renameat2(RENAME_EXCHANGE)",
+        )
+    if workspace is not None:
+        yield from _snapshot_ready(workspace, able)
+
+
+def _snapshot_ready(workspace: Workspace, able: Capabilities) -> Iterator[Check]:
+    from cargo_cow.filesystems import btrfs
+
+    target = workspace.build_dir
+    if not able.snapshots or not target.is_dir():
+        return
+    if btrfs.is_subvolume(target):
+        yield Check("snapshot-ready", "ok", f"{target} is a subvolume")
+    else:
+        yield Check(
+            "snapshot-ready",
+            "warn",
+            f"{target} is an ordinary directory",
+            "it is cloned file by file instead of by snapshot",
+            "cargo cow init",
+        )
+
+
+def _existing(path: Path) -> Path:
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _target(workspace: Workspace) -> Iterator[Check]:
+    from cargo_cow import filesystems
+    from cargo_cow.cargo.target import Target
+
+    target = workspace.build_dir
+    quoted = shlex.quote(os.fspath(target))
+    if target.is_symlink():
+        yield Check(
+            "target",
+            "warn",
+            f"{target} is a symlink to {target.resolve()}",
+            "it is neither replaced nor converted",
+            "set build.target-dir to the place itself, or remove the symlink",
+        )
+    elif not target.is_dir():
+        yield Check("target", "ok", f"{target} is not there yet")
+        return
+    elif not os.access(target, os.W_OK):
+        yield Check("target", "fail", f"{target} is not writable", "Cargo cannot build here",
+                    f"chown -R $USER {quoted}")  # fmt: skip
+    else:
+        yield Check("target", "ok", os.fspath(target))
+    found = Target(os.fspath(target))
+    unknown = list(found.unknown)
+    for unit in found.units:
+        try:
+            unit.dep_info()
+        except UnknownFormat:
+            unknown.append(unit.directory)
+    layouts = sorted({profile.layout for profile in found.profiles})
+    if unknown:
+        yield Check(
+            "formats",
+            "warn",
+            f"{len(unknown)} of {len(found.units) + len(found.unknown)} units are of a form "
+            f"that is not known here, such as {unknown[0]}",
+            "they are left alone and rebuilt where they are cloned",
+            "update cargo-cow; if there is no newer one, report the version of Cargo",
+        )
+    elif found.units:
+        yield Check("formats", "ok", f"{len(found.units)} units, layout {' and '.join(layouts)}")
+    if not (target / "CACHEDIR.TAG").is_file():
+        yield Check(
+            "CACHEDIR.TAG",
+            "warn",
+            f"{target} has none",
+            "backup programs copy the target, and git lists it where it is not ignored",
+            f"echo '{_TAG}' > {quoted}/CACHEDIR.TAG",
+        )
+    stale = filesystems.stale_temporaries(target.parent, target.name)
+    if stale:
+        names = " ".join(shlex.quote(os.fspath(path)) for path in stale)
+        yield Check(
+            "temporaries",
+            "warn",
+            f"{len(stale)} left by a killed run",
+            "disk space",
+            f"rm -rf {names}",
+        )
+
+
+def _siblings(workspace: Workspace) -> Iterator[Check]:
+    from cargo_cow.setup.switching import siblings
+
+    try:
+        found = siblings(workspace)
+    except CowError as error:
+        yield Check("checkouts", "warn", str(error), "no donor is found", error.hint)
+        return
+    if not found:
+        yield Check(
+            "checkouts",
+            "warn",
+            f"{workspace.root} is not in a git checkout",
+            "a new checkout of this project finds no donor",
+            "git init, or pass --from to cargo cow prepare",
+        )
+        return
+    others = [other for _, other in found if other.root != workspace.root]
+    same = [other for other in others if other.build_dir == workspace.build_dir]
+    if same:
+        yield Check(
+            "checkouts",
+            "warn",
+            f"{len(same) + 1} checkouts build in one target, {workspace.build_dir}",
+            "each build there undoes the other's",
+            "unset CARGO_TARGET_DIR and build.target-dir: a target of its own costs nothing now",
+        )
+        return
+    apart = [
+        other.root
+        for other in others
+        if not _shares(_existing(workspace.build_dir), _existing(other.build_dir))
+    ]
+    if apart:
+        yield Check(
+            "checkouts",
+            "warn",
+            f"{len(found)}, but no extents can be shared with {apart[0]}"
+            + (f" and {len(apart) - 1} more" if len(apart) > 1 else ""),
+            "a target cloned between them is a full copy",
+            "git worktree move them onto one filesystem that can share",
+        )
+    else:
+        yield Check(
+            "checkouts",
+            "ok",
+            "1" if len(found) == 1 else f"{len(found)}, which can share extents",
+        )
+
+
+def _shares(one: Path, other: Path) -> bool:
+    """Whether a file in one directory can be a reflink of one in the other: by trying.
+
+    Not by st_dev: Btrfs subvolumes differ in it and share all the same.
+    """
+    try:
+        with (
+            tempfile.TemporaryFile(dir=one) as source,
+            tempfile.TemporaryFile(dir=other) as copy,
+        ):
+            # Above Btrfs' inline limit, and on disk: what is inline is copied, not shared.
+            source.write(os.urandom(65_536))
+            source.flush()
+            os.fsync(source.fileno())
+            fcntl.ioctl(copy.fileno(), _FICLONE, source.fileno())
+    except OSError:
+        return False
+    return True
+
+
+def _namespaces() -> Check:
+    if _output(["unshare", "-Ur", "true"], Path("/")) is not None:
+        return Check("namespaces", "ok", "this user may make user namespaces")
+    import shutil
+
+    if shutil.which("unshare") is None:
+        return Check("namespaces", "warn", "unshare is not installed, so this was not tried",
+                     "nothing in this version", "install util-linux")  # fmt: skip
+    switch = "sysctl -w user.max_user_namespaces=15000"
+    for name, value in (
+        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+        ("kernel/unprivileged_userns_clone", "0"),
+    ):
+        try:
+            if Path("/proc/sys", name).read_text().strip() == value:
+                opposite = "0" if value == "1" else "1"
+                switch = f"sysctl -w {name.replace('/', '.')}={opposite}"
+        except OSError:
+            continue
+    return Check(
+        "namespaces",
+        "warn",
+        "this user may not make user namespaces",
+        "nothing in this version; incremental state that keeps its path will need them",
+        f"{switch}, as root; in a container: allow clone(CLONE_NEWUSER)",
+    )

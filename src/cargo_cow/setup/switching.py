@@ -1,0 +1,431 @@
+"""``init`` and ``uninstall``: planned as steps, then carried out.
+
+Planning touches nothing.  A step that fails is reported and the others are still taken, except
+that nothing is carried out once the configuration could not be changed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from cargo_cow import git
+from cargo_cow.cargo import configuration
+from cargo_cow.errors import ConfigurationUnusable, CowError, Locked, NotACargoProject
+from cargo_cow.setup import notes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cargo_cow.cargo.configuration import Change
+    from cargo_cow.cargo.workspace import Workspace
+
+Kind = Literal[
+    "set-wrapper",
+    "mark-built",
+    "convert-target",
+    "take-back",
+    "take-out",
+    "remove-file",
+    "remove-records",
+]
+
+
+class Step(NamedTuple):
+    """One thing to do to one path.  ``detail`` says what in words for people."""
+
+    kind: Kind
+    path: Path
+    detail: str
+    change: Change | None = None
+
+
+class Plan(NamedTuple):
+    """What would be done, and what the user should know beside it."""
+
+    steps: tuple[Step, ...]
+    remarks: tuple[str, ...]
+
+
+class Done(NamedTuple):
+    """A step that was taken.  ``trouble`` says why it was not, after all."""
+
+    step: Step
+    trouble: str | None
+
+
+def marker_of(checkout: git.Checkout) -> Path:
+    """The file that says "a target was here": without target, the shim then does not seed."""
+    return checkout.git_dir / "cargo-cow" / "seeded"
+
+
+# ---------------------------------------------------------------------------------------------
+# init
+
+
+def plan_init(
+    cwd: Path,
+    native: Path,
+    *,
+    project: bool = False,
+    convert: bool = True,
+    cargo_args: Sequence[str] = (),
+) -> Plan:
+    """The steps that switch Cargo-CoW on, for the user or (``project``) for one workspace.
+
+    ``native`` is the program that Cargo is to call.  Raises ConfigurationUnusable, and
+    NotACargoProject where a workspace is needed and there is none.
+    """
+    remarks: list[str] = []
+    # Before Cargo is asked: it would answer with an error about something else.
+    for existing in configuration.files_for(cwd):
+        configuration.parse(configuration.read(existing), existing)
+    workspace = _workspace(cwd, cargo_args, remarks, needed=project)
+    if project and workspace is not None:
+        file = configuration.project_file(workspace.root)
+    else:
+        file = configuration.user_file()
+    file = Path(os.path.realpath(file))
+
+    steps: list[Step] = []
+    chain = _chained(workspace.root if project and workspace is not None else cwd, file, remarks)
+    change = configuration.plan_wrapper(file, str(native), chain)
+    if change is not None:
+        detail = f'build.rustc-wrapper = "{native}"'
+        if chain is not None:
+            detail += f", which runs rustc through {chain}"
+        steps.append(Step("set-wrapper", file, detail, change))
+    if workspace is not None:
+        steps += _markers(workspace)
+        if convert:
+            steps += _conversion(workspace, remarks)
+    return Plan(tuple(steps), tuple(remarks))
+
+
+def _workspace(
+    cwd: Path, cargo_args: Sequence[str], remarks: list[str], *, needed: bool
+) -> Workspace | None:
+    from cargo_cow.cargo import workspace as workspaces
+
+    try:
+        return workspaces.load(cwd, cargo_args)
+    except NotACargoProject:
+        if needed:
+            raise
+        remarks.append("no Cargo project here: only the user's configuration is looked at")
+        return None
+
+
+def _chained(cwd: Path, file: Path, remarks: list[str]) -> str | None:
+    """The wrapper that counted up to now and has to go on working, if it is not ours.
+
+    Also remarks on what is stronger than ``file``, so that our wrapper would never be called.
+    """
+    from_environment = configuration.wrapper_from_environment()
+    if from_environment is not None and not configuration.is_ours(from_environment.program):
+        what = from_environment.source.rpartition(" ")[2]
+        remarks.append(
+            f"{from_environment.source} ({from_environment.program or 'empty: no wrapper'}) is "
+            f"stronger than any file: unset {what}"
+            + (
+                f", and export {configuration.CHAIN_VARIABLE}={from_environment.program} "
+                "to go on using that program"
+                if from_environment.program
+                else ""
+            )
+        )
+    files = _ranked(cwd, file)
+    place = files.index(file)
+    for candidate in files[:place]:
+        found = configuration.wrapper_in(candidate)
+        if found is not None and not configuration.is_ours(found.program):
+            remarks.append(
+                f"{found.source} sets the wrapper {found.program or 'none'} and is stronger "
+                "here: cargo cow init --project"
+            )
+    for candidate in files[place:]:
+        found = configuration.wrapper_in(candidate)
+        if found is not None:
+            ours = configuration.is_ours(found.program) or not found.program
+            return None if ours else found.program
+    return None
+
+
+def _ranked(cwd: Path, file: Path) -> list[Path]:
+    """The configuration files that count in ``cwd`` with ``file``, which may be new, in its place:
+    the strongest first, and one above another in the tree is weaker."""
+    files = [Path(os.path.realpath(path)) for path in configuration.files_for(cwd)]
+    if file in files:
+        return files
+    user = Path(os.path.realpath(configuration.user_file()))
+    holder = file.parent.parent
+    for index, other in enumerate(files):
+        if file != user and (other == user or holder.is_relative_to(other.parent.parent)):
+            return [*files[:index], file, *files[index:]]
+    return [*files, file]
+
+
+def siblings(workspace: Workspace) -> list[tuple[git.Checkout, Workspace]]:
+    """The same workspace in every checkout of the project, the main one first."""
+    from cargo_cow.cargo import workspace as workspaces
+
+    here = git.checkout_of(workspace.root)
+    if here is None or here.bare:
+        return []
+    place = Path(os.path.realpath(workspace.root)).relative_to(here.root)
+    result: list[tuple[git.Checkout, Workspace]] = []
+    for checkout in git.checkouts(here.root):
+        directory = checkout.root / place
+        if checkout.bare or checkout.prunable or not (directory / "Cargo.toml").is_file():
+            continue
+        try:
+            result.append((checkout, workspaces.load(directory)))
+        except CowError:
+            continue  # another branch may hold a manifest that does not parse
+    return result
+
+
+def _markers(workspace: Workspace) -> Iterator[Step]:
+    for checkout, sibling in siblings(workspace):
+        marker = marker_of(checkout)
+        if sibling.build_dir.is_dir() and not marker.exists():
+            yield Step(
+                "mark-built",
+                marker,
+                "built before, so cargo clean there stays clean",
+            )
+
+
+def _conversion(workspace: Workspace, remarks: list[str]) -> Iterator[Step]:
+    """The main checkout's target, from which most clones will be taken."""
+    from cargo_cow import filesystems
+    from cargo_cow.filesystems import btrfs
+
+    found = siblings(workspace)
+    main = found[0][1] if found else workspace
+    target = main.build_dir
+    if target.is_symlink():
+        remarks.append(f"{target} is a symlink: clones are taken file by file")
+        return
+    try:
+        able = filesystems.probe(_existing(target))
+    except CowError as error:
+        remarks.append(f"{target}: {error}")
+        return
+    if not able.snapshots:
+        if not able.reflink:
+            remarks.append(
+                f"{able.name} cannot share extents: new targets are copies (cargo cow doctor)"
+            )
+        return
+    if not target.is_dir():
+        remarks.append(
+            f"{target} is not there yet: init again after the first build, "
+            "so that it can be snapshotted"
+        )
+    elif not btrfs.is_subvolume(target):
+        yield Step(
+            "convert-target", target, "a subvolume, cloned by snapshot; contents and times stay"
+        )
+
+
+def _existing(path: Path) -> Path:
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+# ---------------------------------------------------------------------------------------------
+# uninstall
+
+
+def plan_uninstall(cwd: Path, *, purge: bool = False, cargo_args: Sequence[str] = ()) -> Plan:
+    """The steps that take back everything ``init`` changed, in this project and elsewhere.
+
+    With ``purge`` also what prepare and the shim left in this project's targets, which only
+    costs the next prepare its records.  Raises ConfigurationUnusable.
+    """
+    remarks: list[str] = []
+    noted = notes.load()
+    steps = [
+        Step("take-back", change.file, "as it was before cargo cow init", change)
+        for change in reversed(noted.changes)
+    ]
+    known = {change.file for change in noted.changes}
+    for file in dict.fromkeys([*configuration.files_for(cwd), configuration.user_file()]):
+        real = Path(os.path.realpath(file))
+        if real in known:
+            continue
+        change = configuration.plan_without_wrapper(real)
+        if change is not None:
+            steps.append(
+                Step("take-out", real, "cargo-cow-native is set here, by hand it seems", change)
+            )
+    markers = list(noted.markers)
+    try:
+        workspace = _workspace(cwd, cargo_args, [], needed=False)
+        found = [] if workspace is None else siblings(workspace)
+    except CowError as error:
+        workspace, found = None, []
+        remarks.append(f"the project here is left out: {str(error).splitlines()[0]}")
+    markers += [marker_of(checkout) for checkout, _ in found]
+    steps += [
+        Step("remove-file", marker, "the mark that this checkout was built before")
+        for marker in dict.fromkeys(markers)
+        if marker.exists()
+    ]
+    if purge:
+        targets = [sibling.build_dir for _, sibling in found]
+        if workspace is not None:
+            targets.append(workspace.build_dir)
+        steps += [
+            Step("remove-records", target, ".cargo-cow and cow-*.json")
+            for target in dict.fromkeys(targets)
+            if target.is_dir()
+        ]
+    found_wrapper = configuration.wrapper_from_environment()
+    if found_wrapper is not None and configuration.is_ours(found_wrapper.program):
+        remarks.append(f"{found_wrapper.source} still names cargo-cow-native: unset it")
+    return Plan(tuple(steps), tuple(remarks))
+
+
+# ---------------------------------------------------------------------------------------------
+# Carrying out
+
+
+def carry_out(plan: Plan) -> list[Done]:
+    """Take the steps of a plan in order.
+
+    A step that cannot be taken is in the answer with its trouble; only a configuration that
+    cannot be changed raises (ConfigurationUnusable), as the rest would be for nothing.
+    """
+    done: list[Done] = []
+    for step in plan.steps:
+        try:
+            trouble = _act(step)
+        except ConfigurationUnusable:
+            if step.kind == "set-wrapper":
+                raise
+            trouble = f"{step.path} could not be written; take build.rustc-wrapper out by hand"
+        except Locked:
+            trouble = "a build is running there: try again when it has ended"
+        except CowError as error:
+            trouble = str(error)
+        except OSError as error:
+            trouble = error.strerror or str(error)
+        done.append(Done(step, trouble))
+    if any(step.kind in {"take-back", "take-out", "remove-file"} for step in plan.steps):
+        _forget_what_is_gone()
+    return done
+
+
+def _act(step: Step) -> str | None:
+    """Take one step; the trouble, or None."""
+    if step.kind == "set-wrapper":
+        assert step.change is not None
+        _set_wrapper(step.change)
+    elif step.kind == "mark-built":
+        step.path.parent.mkdir(exist_ok=True)
+        step.path.touch()
+        noted = notes.load()
+        notes.save(noted._replace(markers=(*noted.markers, step.path)))
+    elif step.kind == "convert-target":
+        return _convert(step.path)
+    elif step.kind == "take-back":
+        assert step.change is not None
+        return _take_back(step.change)
+    elif step.kind == "take-out":
+        assert step.change is not None
+        configuration.apply(step.change)
+    elif step.kind == "remove-file":
+        step.path.unlink(missing_ok=True)
+        _remove_if_empty(step.path.parent)
+    else:
+        _remove_records(step.path)
+    return None
+
+
+def _set_wrapper(change: Change) -> None:
+    noted = notes.load()
+    made = tuple(
+        directory
+        for directory in (change.file.parent,)
+        if change.created and not directory.is_dir()
+    )
+    notes.save(
+        noted._replace(changes=(*noted.changes, change), directories=(*noted.directories, *made))
+    )
+    try:
+        configuration.apply(change)
+    except BaseException:
+        for directory in made:
+            _remove_if_empty(directory)
+        notes.save(noted)
+        raise
+
+
+def _take_back(change: Change) -> str | None:
+    if configuration.take_back(change):
+        return None
+    if not change.file.exists():
+        return None
+    # Edited since: our two settings go, everything else stays.
+    rest = configuration.plan_without_wrapper(change.file)
+    if rest is not None:
+        configuration.apply(rest)
+    return None
+
+
+def _forget_what_is_gone() -> None:
+    """Drop what was taken back from the notes; what still stands in a file stays noted."""
+    noted = notes.load()
+    remaining = tuple(change for change in noted.changes if _still_set(change.file))
+    for directory in noted.directories:
+        _remove_if_empty(directory)
+    notes.save(
+        notes.Notes(
+            changes=remaining,
+            markers=tuple(marker for marker in noted.markers if marker.exists()),
+            directories=tuple(path for path in noted.directories if path.is_dir() and remaining),
+        )
+    )
+
+
+def _still_set(file: Path) -> bool:
+    try:
+        return configuration.plan_without_wrapper(file) is not None
+    except CowError:
+        return file.exists()
+
+
+def _remove_if_empty(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:
+        return
+
+
+def _convert(target: Path) -> str | None:
+    from cargo_cow import filesystems
+    from cargo_cow.cargo.lock import build_lock
+
+    # Not waiting: a Cargo that waits for the old lock file would not see the new one's lock.
+    with build_lock(target, wait=False):
+        report = filesystems.convert(target)
+    return "nothing to do any more" if report is None else None
+
+
+def _remove_records(target: Path) -> None:
+    from cargo_cow import filesystems
+    from cargo_cow.cargo.lock import build_lock
+    from cargo_cow.cargo.target import OBSERVED_NAME, RECORD_NAME, Target
+
+    with build_lock(target, wait=False):
+        found = Target(str(target))
+        for directory in [unit.directory for unit in found.units] + found.unknown:
+            for name in (OBSERVED_NAME, RECORD_NAME):
+                (Path(directory) / name).unlink(missing_ok=True)
+        ours = target / ".cargo-cow"
+        if ours.is_dir() and not ours.is_symlink():
+            filesystems.remove_target(ours)
