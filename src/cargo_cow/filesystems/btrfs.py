@@ -21,7 +21,8 @@ from cargo_cow.filesystems.failures import UNSUPPORTED
 FIRST_FREE_OBJECTID = 256
 """Inode number of every subvolume's root directory (``include/uapi/linux/btrfs_tree.h``)."""
 
-_READ_ONLY = 1 << 1  # BTRFS_SUBVOL_RDONLY
+_READ_ONLY = 1 << 1  # BTRFS_SUBVOL_RDONLY, of the ioctls that take or give flags
+_ROOT_READ_ONLY = 1 << 0  # BTRFS_ROOT_SUBVOL_RDONLY, as stored (btrfs_tree.h): GET_SUBVOL_INFO
 
 
 def _write(number: int, size: int) -> int:
@@ -159,7 +160,7 @@ def describe(path: Path) -> Subvolume:
     argument = bytearray(_INFORMATION.size)
     _ioctl(path, _GET_SUBVOL_INFO, argument)
     number, generation, flags, uuid, parent = _INFORMATION.unpack(argument)
-    return Subvolume(number, generation, bool(flags & _READ_ONLY), uuid, parent)
+    return Subvolume(number, generation, bool(flags & _ROOT_READ_ONLY), uuid, parent)
 
 
 def nested(directory: Path) -> list[Path]:

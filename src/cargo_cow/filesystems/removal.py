@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from pathlib import Path
 
 from cargo_cow.errors import CowError, TargetUnusable
-from cargo_cow.filesystems import btrfs, temporaries
+from cargo_cow.filesystems import btrfs, syscalls, temporaries
 from cargo_cow.filesystems.failures import translated
 from cargo_cow.filesystems.mounts import mounts_within, refuse_unusable
 
@@ -24,7 +25,8 @@ def remove_target(path: Path) -> None:
     and what a kill leaves is swept up by :func:`remove_stale`.
 
     Raises ``TargetUnusable`` for a symlink, a file, a mount point or a mount inside (nothing is
-    touched), or where permission is missing; ``FilesystemFailed`` otherwise, naming what is left.
+    touched), or where permission is missing; ``FilesystemFailed`` otherwise.  What could not be
+    removed is then where it was.
     """
     with translated("remove", path):
         if not os.path.lexists(path):
@@ -36,11 +38,7 @@ def remove_target(path: Path) -> None:
                 f"{path} is not removed: {mounts[0]} is mounted", hint="unmount it"
             )
         if not _destroy(path):
-            doomed = path
-            if not temporaries.is_temporary(path):
-                doomed = temporaries.temporary_sibling(path)
-                path.rename(doomed)
-            _remove_piecemeal(doomed)
+            _remove_aside(path)
     temporaries.release(path)
 
 
@@ -83,30 +81,47 @@ def _destroy(path: Path) -> bool:
     return True
 
 
+def _remove_aside(path: Path) -> None:
+    if temporaries.is_temporary(path):
+        _remove_piecemeal(path)
+        return
+    doomed = temporaries.temporary_sibling(path)
+    path.rename(doomed)
+    try:
+        _remove_piecemeal(doomed)
+    except OSError:
+        # Somebody else's files inside: what is left belongs where its owner looks for it.
+        with contextlib.suppress(OSError):
+            syscalls.rename(doomed, path, syscalls.RENAME_NOREPLACE)
+        raise
+
+
 def _remove_piecemeal(path: Path) -> None:
     """Empty and remove a directory or subvolume, with all subvolumes inside.
 
     Linux lets rmdir(2) remove an empty subvolume since 4.18 (``btrfs_rmdir``), for whoever may
     write to the parent: this is what ``rm -rf`` and ``cargo clean`` rely on as well.
     """
-    for inner in btrfs.nested(path):
-        if not _destroy(inner):
-            _remove_piecemeal(inner)
-    if btrfs.is_subvolume(path):
-        if btrfs.is_read_only(path):
+    try:
+        if btrfs.is_subvolume(path) and btrfs.is_read_only(path):
             btrfs.set_read_only(path, False)
+        for inner in btrfs.nested(path):
+            if not _destroy(inner):
+                _remove_piecemeal(inner)
         if _destroy(path):  # now that nothing is nested and it is writable
             return
-    try:
-        descriptor = os.open(path, _DIRECTORY)
-    except PermissionError:
-        path.chmod(0o700)
-        descriptor = os.open(path, _DIRECTORY)
-    try:
-        _empty(descriptor)
-    finally:
-        os.close(descriptor)
-    path.rmdir()
+        try:
+            descriptor = os.open(path, _DIRECTORY)
+        except PermissionError:
+            path.chmod(0o700)
+            descriptor = os.open(path, _DIRECTORY)
+        try:
+            _empty(descriptor)
+        finally:
+            os.close(descriptor)
+        path.rmdir()
+    except FileNotFoundError:
+        pass  # somebody else removes it too
 
 
 def _empty(directory: int) -> None:
