@@ -87,7 +87,7 @@ def _in_place(target: Target, place: Place, dry_run: bool, say: Callable[[str], 
     plan = proof.prove(target, place, contents, packages, cloned=False)
     seconds["prove"] = time.monotonic() - started
     applied = None
-    if not dry_run and (plan.drop or plan.stamp or plan.rewrites or plan.source_times):
+    if not dry_run and not plan.changes_nothing:
         started = time.monotonic()
         with build_lock(place.build_dir, waiting=lambda path: say(_waiting(path))):
             # Another build may have run while we waited: decide again, under the lock.

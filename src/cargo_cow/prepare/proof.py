@@ -84,7 +84,7 @@ class SourceTime(NamedTuple):
 class Plan(NamedTuple):
     """What to do to a target, as plain data.
 
-    ``drop`` are hash files to empty, ``stamp`` files to give the time T0 (outputs before their
+    ``settled`` are records to write: (path, unit key, record).  ``drop`` are hash files to empty, ``stamp`` files to give the time T0 (outputs before their
     reference file, dependencies before dependents).
     """
 
@@ -93,6 +93,11 @@ class Plan(NamedTuple):
     stamp: tuple[str, ...]
     rewrites: tuple[Rewrite, ...]
     source_times: tuple[SourceTime, ...]
+    settled: tuple[tuple[str, str, Record], ...]
+
+    @property
+    def changes_nothing(self) -> bool:
+        return not (self.drop or self.stamp or self.rewrites or self.source_times or self.settled)
 
     def count(self, status: Status) -> int:
         return sum(verdict.status == status for verdict in self.verdicts)
@@ -135,6 +140,14 @@ class _Proof:
             return made.package_root if inside is None else _join(self.place.checkout, inside)
         return _join(self.place.workspace, made.package_root)
 
+    def named_package_root(self, made: Record) -> str:
+        """The package root in the checkout that script output names."""
+        root = _join(made.workspace, made.package_root)
+        if made.package_root.startswith("/"):
+            root = made.package_root
+        inside = below(root, made.checkout)
+        return root if inside is None else _join(made.named_checkout, inside)
+
     def here(self, made: Record, base: int, path: str) -> str:
         if base == PACKAGE:
             return _join(self.package_root(made), path)
@@ -143,7 +156,15 @@ class _Proof:
         assert base == ABSOLUTE
         return path
 
+    def is_settled(self, made: Record) -> bool:
+        """Whether the unit was compiled here, or proven here once before."""
+        return (made.named_checkout, made.named_build_dir) == (
+            self.place.checkout,
+            self.place.build_dir,
+        )
+
     def moved(self, made: Record) -> bool:
+        """Whether the unit was compiled elsewhere."""
         place = self.place
         return (made.checkout, made.workspace, made.build_dir) != (
             place.checkout,
@@ -221,7 +242,7 @@ class _Proof:
                 return Reason("missing", path)
             if digest != wanted.digest:
                 return Reason("content", path)
-        if not self.cloned and not self.moved(made) and not self.stale_by_time(unit, made):
+        if not self.cloned and self.is_settled(made) and not self.stale_by_time(unit, made):
             # Cargo calls it Fresh, and the contents say nothing else: no more is asked in place.
             return self.dependency_reason(made)
         reason = self.timed_reason(made) or self.environment_reason(unit, made)
@@ -322,6 +343,7 @@ class _Proof:
         stamp: list[str] = []
         rewrites: list[Rewrite] = []
         source_times: list[SourceTime] = []
+        settled: list[tuple[str, str, Record]] = []
         moving: set[str] = set()
         for key in self.order:
             unit = self.units[key]
@@ -332,7 +354,13 @@ class _Proof:
             if verdict.status != "proven" or made is None:
                 continue
             follows = any(dependency in moving for dependency, _ in made.dependencies)
-            relocated = self.relocate(unit, made) if self.moved(made) else []
+            relocated: list[Rewrite] = []
+            if not self.is_settled(made):
+                relocated = self.relocate(unit, made)
+                here = made._replace(
+                    settled_checkout=self.place.checkout, settled_build_dir=self.place.build_dir
+                )
+                settled.append((unit.record_file, key, here))
             if follows or (
                 self.is_local(made) and (self.cloned or relocated or self.stale_by_time(unit, made))
             ):
@@ -344,7 +372,14 @@ class _Proof:
             if made.timed is not None:
                 source_times.extend(self.source_times(made))
         ordered = tuple(self.verdicts[unit.key] for unit in self.target.units)
-        return Plan(ordered, tuple(drop), tuple(stamp), tuple(rewrites), tuple(source_times))
+        return Plan(
+            ordered,
+            tuple(drop),
+            tuple(stamp),
+            tuple(rewrites),
+            tuple(source_times),
+            tuple(settled),
+        )
 
     def must_drop(self, unit: Unit, verdict: Verdict, made: Record | None) -> bool:
         if self.cloned:
@@ -362,11 +397,7 @@ class _Proof:
         rewrites = []
         if unit.is_script_run:
             data = _bytes(unit.script_stdout_file)
-            old = os.fsencode(
-                made.package_root
-                if made.package_root.startswith("/")
-                else _join(made.workspace, made.package_root)
-            )
+            old = os.fsencode(self.named_package_root(made))
             new = os.fsencode(self.package_root(made))
             if made.inputs and old != new and old in data:
                 changed = relocate_rerun_lines(data, old, new)
@@ -378,7 +409,7 @@ class _Proof:
             return rewrites
         files = []
         for file in info.files:
-            inside = below(file.path, made.checkout) if file.path.startswith("/") else None
+            inside = below(file.path, made.named_checkout) if file.path.startswith("/") else None
             if inside is not None:
                 file = file._replace(path=_join(self.place.checkout, inside))  # noqa: PLW2901
             files.append(file)

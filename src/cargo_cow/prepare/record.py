@@ -49,6 +49,9 @@ class Record(NamedTuple):
     pure; where there are any, ``package_files`` is the digest of all files of the package (None:
     not known).  ``timed``: for a script that declares nothing, all files of its package.
     ``asks_git``: the script's program seems to ask git; ``head`` is the commit it ran at.
+
+    ``checkout``, ``workspace`` and ``build_dir`` are where the compiler worked.  A clone that was
+    proven elsewhere is *settled* there: its dep-info and script output name ``settled_checkout``.
     """
 
     invoked: int
@@ -65,6 +68,18 @@ class Record(NamedTuple):
     timed: tuple[Timed, ...] | None = None
     asks_git: bool = False
     head: str | None = None
+    settled_checkout: str | None = None
+    settled_build_dir: str | None = None
+
+    @property
+    def named_checkout(self) -> str:
+        """The checkout that dep-info and script output name."""
+        return self.settled_checkout or self.checkout
+
+    @property
+    def named_build_dir(self) -> str:
+        """The build directory the unit was last proven in."""
+        return self.settled_build_dir or self.build_dir
 
 
 class Observation(NamedTuple):
@@ -107,22 +122,29 @@ def load(unit: Unit) -> Record | None:
             else tuple(Timed(str(path), int(mtime), str(digest)) for path, mtime, digest in timed),
             bool(value["asks_git"]),
             value["head"],
+            value["settled_checkout"],
+            value["settled_build_dir"],
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def save(unit: Unit, record: Record) -> None:
+    """As `write`, for the record of ``unit``."""
+    write(unit.record_file, unit.key, record)
+
+
+def write(path: str, key: str, record: Record) -> None:
     """Write the record beside the fingerprint: aside, then rename.
 
     Not synced: a record lost or torn in a power cut is a unit that counts as not recorded.
     Raises OSError (a donor may be read-only: the caller decides).
     """
-    value = {"format": FORMAT, "unit": unit.key, **record._asdict()}
-    temporary = f"{unit.record_file}.{os.getpid()}.tmp"
+    value = {"format": FORMAT, "unit": key, **record._asdict()}
+    temporary = f"{path}.{os.getpid()}.tmp"
     with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(json.dumps(value, separators=(",", ":")))
-    os.replace(temporary, unit.record_file)
+    os.replace(temporary, path)
 
 
 def load_observation(unit: Unit) -> Observation | None:

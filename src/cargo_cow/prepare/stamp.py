@@ -1,4 +1,4 @@
-"""Carry out a plan: drop, rewrite, put back source times, stamp; in that order.
+"""Carry out a plan: drop, rewrite, put back source times, stamp, note; in that order.
 
 The order makes a kill at any instant harmless: units that must not be called Fresh are dropped
 before any time is moved, and a unit's reference file is stamped after its outputs, so that a
@@ -11,6 +11,7 @@ import os
 import time
 from typing import NamedTuple
 
+from cargo_cow.prepare import record
 from cargo_cow.prepare.contents import Contents
 from cargo_cow.prepare.proof import Plan
 
@@ -47,6 +48,8 @@ def apply(plan: Plan, t0: int, contents: Contents) -> Applied:
         if path not in done:
             done.add(path)
             os.utime(path, ns=(t0, t0))
+    for path, key, made in plan.settled:
+        record.write(path, key, made)
     return Applied(len(plan.drop), len(plan.rewrites), put_back, len(done))
 
 

@@ -1,0 +1,1 @@
+"""The tests; their rooms mirror those of the package."""

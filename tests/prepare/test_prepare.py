@@ -1,0 +1,311 @@
+"""The mechanism on real filesystems with the real Cargo: what is fresh, what must not be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cargo_cow import filesystems
+from tests.support.projects import SOURCE, cargo, cow, git, repository, settle, write
+from tests.support.sample import BAKED, FILES
+
+ALL = ("--workspace", "--all-targets")
+
+
+def _output(checkout: Path) -> str:
+    return subprocess.run(
+        [checkout / "target/debug/app"], check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture
+def main(any_filesystem: Path, tmp_path: Path) -> Path:
+    """The sample's main checkout, built by plain Cargo."""
+    root = repository(any_filesystem / "main", FILES)
+    built = cargo(root, tmp_path, "build", *ALL)
+    assert built.status == 0, built.output
+    settle()
+    return root
+
+
+@pytest.fixture
+def quick(btrfs: Path, tmp_path: Path) -> Path:
+    """The same on Btrfs alone, its target a subvolume."""
+    root = repository(btrfs / "main", FILES)
+    filesystems.create_target(root / "target")
+    built = cargo(root, tmp_path, "build", *ALL)
+    assert built.status == 0, built.output
+    settle()
+    return root
+
+
+def test_worktree_at_the_same_commit(main: Path, tmp_path: Path) -> None:
+    there = main.parent / "there"
+    git(main, "worktree", "add", "-q", str(there))
+    prepared = cow(there, tmp_path, "prepare")
+    assert prepared.status == 0, prepared.output
+    built = cargo(there, tmp_path, "build", *ALL)
+    assert built.rustc == BAKED, built.output
+    assert built.scripts == 0
+    output = _output(there)
+    assert f"{there}/place" in output
+    assert str(main) not in output.replace(str(there), "")
+    again = cargo(there, tmp_path, "build", *ALL)
+    assert again.rustc == []
+    # The donor is as it was.
+    assert cargo(main, tmp_path, "build", *ALL).rustc == []
+    assert f"{main}/place" in _output(main)
+
+
+def test_worktree_at_another_commit(quick: Path, tmp_path: Path) -> None:
+    write(quick, {"gen/schema.txt": "schema 2\n", "shared.txt": "shared 2\n"})
+    git(quick, "commit", "-qam", "second")
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    assert cow(there, tmp_path, "prepare").status == 0
+    built = cargo(there, tmp_path, "build", *ALL)
+    assert sorted(set(built.rustc)) == ["app", "gen", "it", "place", "util"]
+    assert built.scripts == 1
+    assert "shared 2" in _output(there)
+    assert "schema 2" in _output(there)
+
+
+def test_an_edit_in_the_clone_of_a_file_outside_the_package_is_seen(
+    quick: Path, tmp_path: Path
+) -> None:
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    assert cow(there, tmp_path, "build", *ALL).status == 0
+    settle()
+    write(there, {"shared.txt": "shared 3\n"})
+    built = cargo(there, tmp_path, "build", *ALL)
+    assert "util" in built.rustc
+    assert "shared 3" in _output(there)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("reader/secret.txt", "secret 2\n", "secret 2"),  # a macro's hidden input
+        ("gen/parts/b.txt", "b\n", "[a.txt,b.txt]"),  # a new file in a declared directory
+        ("old/data.txt", "old 2\n", "old 2"),  # a script without declarations
+        ("absolute/table.txt", "table 2\n", "table 2"),
+        ("util/src/inner.rs", 'pub const MARK: &str = "u2";\n', "<1u2>"),
+    ],
+)
+def test_what_differs_in_a_worktree_is_built_whatever_its_mtime(
+    quick: Path, tmp_path: Path, name: str, text: str, expected: str
+) -> None:
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    write(there, {name: text})
+    # Older than the donor's build: by mtimes alone the unit would be called Fresh.
+    for path in (there / name, (there / name).parent):
+        os.utime(path, ns=(10**18, 10**18))
+    built = cow(there, tmp_path, "build", *ALL, "-v")
+    assert built.status == 0, built.output
+    assert expected in _output(there)
+
+
+def test_switching_away_and_back_costs_no_compiler(quick: Path, tmp_path: Path) -> None:
+    assert cow(quick, tmp_path, "build", *ALL).rustc == []
+    git(quick, "switch", "-qc", "other")
+    write(quick, {"util/src/inner.rs": 'pub const MARK: &str = "u9";\n', "old/data.txt": "old 9\n"})
+    git(quick, "commit", "-qam", "other")
+    git(quick, "switch", "-q", "main")
+    built = cow(quick, tmp_path, "build", *ALL, "-v")
+    assert (built.rustc, built.scripts) == ([], 0), built.output
+
+
+def test_stash_and_pop_keep_what_was_built(quick: Path, tmp_path: Path) -> None:
+    write(quick, {"util/src/inner.rs": 'pub const MARK: &str = "u5";\n'})
+    assert "util" in cow(quick, tmp_path, "build", *ALL).rustc
+    git(quick, "stash", "-q")
+    settle()
+    git(quick, "stash", "pop", "-q")
+    assert cow(quick, tmp_path, "build", *ALL, "-v").rustc == []
+    assert "<1u5>" in _output(quick)
+
+
+def test_a_dependency_rebuilt_alone_leaves_its_dependents_stale(
+    quick: Path, tmp_path: Path
+) -> None:
+    assert cow(quick, tmp_path, "build", *ALL).rustc == []
+    write(quick, {"util/src/inner.rs": 'pub const MARK: &str = "u3";\n'})
+    assert cow(quick, tmp_path, "build", "-p", "util").rustc == ["util"]
+    settle()
+    # Now util is proven again although its file is "newer", and app must not be called fresh.
+    os.utime(quick / "util/src/inner.rs")
+    os.utime(quick / "app/src/main.rs")
+    built = cow(quick, tmp_path, "build", *ALL, "-v")
+    assert "app" in built.rustc
+    assert "<1u3>" in _output(quick)
+
+
+def test_no_source_time_moves_but_those_of_scripts_without_declarations(
+    quick: Path, tmp_path: Path
+) -> None:
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    before = {path: path.stat().st_mtime_ns for path in there.rglob("*") if path.is_file()}
+    assert cow(there, tmp_path, "build", *ALL).status == 0
+    moved = {
+        path.relative_to(there).parts[0]
+        for path, mtime in before.items()
+        if path.stat().st_mtime_ns != mtime
+    }
+    assert moved == {"old"}
+
+
+def test_clone_of_a_clone(quick: Path, tmp_path: Path) -> None:
+    first, second = quick.parent / "first", quick.parent / "second"
+    git(quick, "worktree", "add", "-q", str(first))
+    assert cow(first, tmp_path, "build", *ALL).status == 0
+    git(first, "worktree", "add", "-q", str(second))
+    assert cow(second, tmp_path, "prepare", "--from", str(first)).status == 0
+    built = cargo(second, tmp_path, "build", *ALL)
+    assert built.rustc == BAKED, built.output
+    assert f"{second}/place" in _output(second)
+
+
+def test_a_donor_in_the_middle_of_a_build(main: Path, tmp_path: Path) -> None:
+    """Clones taken while the donor builds give what a clean build gives."""
+    there = main.parent / "there"
+    git(main, "worktree", "add", "-q", str(there))
+    write(there, {"util/src/inner.rs": 'pub const MARK: &str = "u7";\n'})
+    write(main, {"util/src/inner.rs": 'pub const MARK: &str = "u8";\n'})
+    with subprocess.Popen(
+        ["cargo", "build", *ALL], cwd=main, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as builder:
+        time.sleep(0.25)
+        built = cow(there, tmp_path, "build", *ALL, "-v")
+        builder.wait()
+    assert built.status == 0, built.output
+    assert "<1u7>" in _output(there)
+
+
+def test_killed_at_any_moment_the_target_is_whole_or_absent(quick: Path, tmp_path: Path) -> None:
+    outcomes = set()
+    for step in range(8):
+        there = quick.parent / f"there{step}"
+        git(quick, "worktree", "add", "-q", "--detach", str(there))
+        with subprocess.Popen(
+            [sys.executable, "-m", "cargo_cow", "prepare"],
+            cwd=there,
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            time.sleep(0.06 + 0.03 * step)
+            process.send_signal(signal.SIGKILL)
+        outcomes.add((there / "target").exists())
+        built = cow(there, tmp_path, "build", *ALL, "-v")
+        assert built.rustc == BAKED, built.output
+        assert f"{there}/place" in _output(there)
+        leftovers = [path.name for path in there.iterdir() if path.name.startswith(".target")]
+        assert leftovers == []
+    assert False in outcomes, "no kill came in time"
+
+
+def test_two_prepares_at_once(quick: Path, tmp_path: Path) -> None:
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "cargo_cow", "prepare"],
+            cwd=there,
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    built = cargo(there, tmp_path, "build", *ALL)
+    assert built.rustc == BAKED, built.output
+    assert sorted(path.name for path in there.iterdir() if "target" in path.name) == ["target"]
+
+
+def test_a_read_only_donor_serves(quick: Path, tmp_path: Path) -> None:
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    subprocess.run(["btrfs", "property", "set", quick / "target", "ro", "true"], check=True)
+    try:
+        prepared = cow(there, tmp_path, "prepare")
+        assert prepared.status == 0, prepared.output
+        assert cargo(there, tmp_path, "build", *ALL).rustc == BAKED
+    finally:
+        subprocess.run(["btrfs", "property", "set", quick / "target", "ro", "false"], check=True)
+
+
+def test_a_donor_of_another_toolchain_is_refused_with_a_word(quick: Path, tmp_path: Path) -> None:
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    info = quick / "target/.rustc_info.json"
+    info.write_text(info.read_text().replace("rustc 1.", "rustc 0."))
+    prepared = cow(there, tmp_path, "prepare")
+    assert prepared.status == 0
+    assert "it was built by rustc 0." in prepared.output
+    assert not (there / "target").exists()
+
+
+def test_dry_run_does_nothing_and_says_the_same(quick: Path, tmp_path: Path) -> None:
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    said = cow(there, tmp_path, "prepare", "--dry-run").output
+    assert not (there / "target").exists()
+    assert "place" in said
+    done = cow(there, tmp_path, "prepare").output
+    assert [line for line in said.splitlines() if line.startswith("  ")] == [
+        line for line in done.splitlines() if line.startswith("  ")
+    ]
+
+
+def test_no_space_in_the_middle_leaves_nothing_behind(
+    small_filesystem: Callable[..., Path], tmp_path: Path
+) -> None:
+    room = small_filesystem("ext4", 512 << 20)
+    root = repository(room / "main", FILES)
+    assert cargo(root, tmp_path, "build", *ALL).status == 0
+    there = room / "there"
+    git(root, "worktree", "add", "-q", str(there))
+    filler = room / "filler"
+    with filler.open("wb") as file:
+        status = os.statvfs(room)
+        os.posix_fallocate(file.fileno(), 0, max(1, status.f_bavail * status.f_frsize - (8 << 20)))
+    prepared = cow(there, tmp_path, "prepare")
+    assert prepared.status == 31, prepared.output
+    assert "hint" in prepared.output
+    assert sorted(path.name for path in there.iterdir() if "target" in path.name) == []
+    assert cargo(root, tmp_path, "build", *ALL).rustc == []
+    filler.unlink()
+    assert cow(there, tmp_path, "build", *ALL).rustc == BAKED
+
+
+def test_damaged_records_are_no_records(quick: Path, tmp_path: Path) -> None:
+    assert cow(quick, tmp_path, "build", *ALL).rustc == []
+    records = sorted((quick / "target/debug/.fingerprint").glob("*/cow-record.json"))
+    assert len(records) > 10
+    for number, path in enumerate(records):
+        text = path.read_text()
+        damaged = [
+            text[: len(text) // 2],
+            text.replace('"format":1', '"format":99'),
+            "[]",
+            text.replace('"unit":"', '"unit":"other/'),
+        ][number % 4]
+        path.write_text(damaged)
+    (quick / "target/.cargo-cow/ledger.json").unlink()
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    assert cow(there, tmp_path, "build", *ALL).rustc == BAKED
