@@ -89,7 +89,8 @@ def plan_init(
     file = Path(os.path.realpath(file))
 
     steps: list[Step] = []
-    chain = _chained(workspace.root if project and workspace is not None else cwd, file, remarks)
+    base = workspace.root if project and workspace is not None else cwd
+    chain = _chained(base, file, native, remarks)
     change = configuration.plan_wrapper(file, str(native), chain)
     if change is not None:
         detail = f'build.rustc-wrapper = "{native}"'
@@ -117,13 +118,18 @@ def _workspace(
         return None
 
 
-def _chained(cwd: Path, file: Path, remarks: list[str]) -> str | None:
+def _chained(cwd: Path, file: Path, native: Path, remarks: list[str]) -> str | None:
     """The wrapper that counted up to now and has to go on working, if it is not ours.
 
     Also remarks on what is stronger than ``file``, so that our wrapper would never be called.
     """
+
+    def ours(program: str) -> bool:
+        # Also under another name: a program that is chained to itself would never end.
+        return configuration.is_ours(program) or program == str(native)
+
     from_environment = configuration.wrapper_from_environment()
-    if from_environment is not None and not configuration.is_ours(from_environment.program):
+    if from_environment is not None and not ours(from_environment.program):
         what = from_environment.source.rpartition(" ")[2]
         remarks.append(
             f"{from_environment.source} ({from_environment.program or 'empty: no wrapper'}) is "
@@ -139,7 +145,7 @@ def _chained(cwd: Path, file: Path, remarks: list[str]) -> str | None:
     place = files.index(file)
     for candidate in files[:place]:
         found = configuration.wrapper_in(candidate)
-        if found is not None and not configuration.is_ours(found.program):
+        if found is not None and not ours(found.program):
             remarks.append(
                 f"{found.source} sets the wrapper {found.program or 'none'} and is stronger "
                 "here: cargo cow init --project"
@@ -147,8 +153,7 @@ def _chained(cwd: Path, file: Path, remarks: list[str]) -> str | None:
     for candidate in files[place:]:
         found = configuration.wrapper_in(candidate)
         if found is not None:
-            ours = configuration.is_ours(found.program) or not found.program
-            return None if ours else found.program
+            return None if ours(found.program) or not found.program else found.program
     return None
 
 
