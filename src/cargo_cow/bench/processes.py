@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from cargo_cow.errors import CowError
 
@@ -75,21 +75,25 @@ def run(
 ) -> Result:
     """Run one command to its end.  It has a process group of its own, which dies with us."""
     started = time.perf_counter()
-    child = subprocess.Popen(
-        [os.fspath(argument) for argument in args],
-        cwd=cwd,
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    child: subprocess.Popen[str] | None = None
     try:
+        # Stopped between the fork and its return, we would leave a child that nobody knows.
+        with not_now():
+            child = subprocess.Popen(
+                [os.fspath(argument) for argument in args],
+                cwd=cwd,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
         stdout, stderr = child.communicate()
     except BaseException:
-        _end(child)
+        if child is not None:
+            _end(child)
         raise
     seconds = time.perf_counter() - started
     if check and child.returncode != 0:
@@ -112,20 +116,40 @@ def _end(child: subprocess.Popen[str]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an exception, as Python does with SIGINT."""
+_delayed = False
+_waiting: list[int] = []
 
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    if _delayed:
+        _waiting.append(number)
+    else:
         raise Stopped(signal.Signals(number).name)
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into an exception, at a moment that leaves nothing behind."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, _stop) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def not_now() -> Iterator[None]:
+    """Put the exception off to the end.  A signal mask would do it too, but children inherit it."""
+    global _delayed  # noqa: PLW0603  signal handlers are the process's, and so is this
+    _delayed = True
+    try:
+        yield
+    finally:
+        _delayed = False
+    if _waiting:
+        raise Stopped(signal.Signals(_waiting.pop()).name)
 
 
 @contextmanager

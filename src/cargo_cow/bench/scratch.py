@@ -6,7 +6,7 @@ any directory, where cloning is copying, said aloud.
 
 Whatever happens, nothing stays: the image is unmounted, its loop device freed and the directory
 removed on the way out, on an exception and on SIGINT, SIGTERM and SIGHUP (``processes.stoppable``
-makes exceptions of the latter two).  What a killed run left is swept by the next: a scratch
+makes exceptions of them).  What a killed run left is swept by the next: a scratch
 directory is locked as long as its owner lives.
 """
 
@@ -74,7 +74,8 @@ def scratch(
         try:
             lock = _lock(root)
             if kind == "image":
-                made = _image(root, filesystem or "btrfs")
+                with processes.not_now():
+                    made = _image(root, filesystem or "btrfs")
                 work = root / "mounted"
             else:
                 made = filesystem_name(root)

@@ -1,0 +1,166 @@
+"""The report judges by the samples: medians, promises kept or missed, and every cell lost."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from rich.console import Console
+
+from cargo_cow.bench import report
+from cargo_cow.bench.counting import Count
+from cargo_cow.bench.workloads import Measured, Sample
+
+
+def _cell(
+    workload: str,
+    tool: str,
+    *seconds: float,
+    rustc: tuple[str, ...] = (),
+    scripts: tuple[str, ...] = (),
+    **values: float,
+) -> Measured:
+    count = Count(rustc, 0, scripts)
+    return Measured(workload, tool, tuple(Sample(s, count, values) for s in seconds))
+
+
+def _report(*cells: Measured) -> report.Report:
+    machine: dict[str, str | int | float] = {
+        "filesystem": "btrfs",
+        "cores": 2,
+        "rustc": "rustc 1.95.0",
+        "load_average": 0.1,
+    }
+    return report.Report(machine, {"name": "small", "revisions": "one, two"}, cells)
+
+
+_STILL = _cell("unchanged", "plain", 0.05, 0.04, 0.06)
+
+
+def _figures(*cells: Measured) -> dict[str, report.Figure]:
+    return {figure.name: figure for figure in report.figures(_report(*cells))}
+
+
+def test_the_median_is_of_all_samples_and_counts_show_when_runs_differ() -> None:
+    one = Sample(3.0, Count(("a",), 0, ()), {"exclusive_bytes": 10.0})
+    two = Sample(1.0, Count((), 0, ("s-1",)), {})
+    three = Sample(1.5, Count(("a",), 0, ()), {"exclusive_bytes": 30.0})
+    cell = Measured("new-worktree", "cow", (one, two, three))
+    assert cell.seconds == 1.5
+    assert cell.counts("rustc") == (0, 1)
+    assert cell.counts("scripts") == (0, 1)
+    assert cell.value("exclusive_bytes") == 20.0
+    assert cell.value("other") is None
+
+
+def test_a_new_worktree_is_held_to_all_its_promises() -> None:
+    good = _figures(
+        _STILL,
+        _cell("new-worktree", "cow", 0.25, exclusive_bytes=9.0, donor_bytes=1000.0),
+    )
+    assert all(figure.reached for figure in good.values())
+    bad = _figures(
+        _STILL,
+        _cell(
+            "new-worktree",
+            "cow",
+            0.27,
+            rustc=("app", "util"),
+            scripts=("app-00",),
+            exclusive_bytes=11.0,
+            donor_bytes=1000.0,
+        ),
+    )
+    assert not any(figure.reached for figure in bad.values())
+    assert bad["new worktree, cow: rustc calls"].note == "app, util"
+    assert bad["new worktree, cow: build scripts"].note == "app-00"
+
+
+def test_what_plain_cargo_rebuilds_every_time_is_not_held_against_us() -> None:
+    still = _cell("unchanged", "plain", 3.0, rustc=("hk",), scripts=("hk-00",))
+    found = _figures(still, _cell("new-worktree", "shim", 3.0, rustc=("hk",), scripts=("hk-00",)))
+    assert found["new worktree, shim: rustc calls"].reached
+    assert found["new worktree, shim: build scripts"].reached
+
+
+def test_another_commit_must_not_compile_more_than_in_place() -> None:
+    in_place = _cell("other-commit", "in place", 5.0, rustc=("a", "b"))
+    same = _cell("other-commit", "cow", 5.0, rustc=("b", "a"))
+    more = _cell("other-commit", "shim", 5.0, rustc=("a", "b", "c"))
+    found = _figures(in_place, same, more)
+    assert found["other commit, cow: rustc calls"].reached
+    assert not found["other commit, shim: rustc calls"].reached
+
+
+def test_small_costs_are_differences() -> None:
+    found = _figures(
+        _STILL,
+        _cell("unchanged", "cow", 0.12),
+        _cell("passed-call", "plain", 0.001),
+        _cell("passed-call", "shim", 0.0035),
+        _cell("clone", "cow", 0.02, files=2000.0, per_thousand_files=0.01, snapshot=1.0),
+        _cell("prepare", "cow", 0.5, units=610.0, own_seconds=0.4),
+    )
+    assert found["unchanged checkout: on top of cargo build"].reached
+    assert not found["shim: per passed call"].reached
+    assert found["snapshot of the donor's target"].reached
+    assert not found["prepare"].reached
+    assert "610" in found["prepare"].note
+
+
+def test_every_lost_cell_is_named_with_the_worktrees_own_time() -> None:
+    lost = report.losses(
+        _report(
+            _cell("new-worktree", "plain", 10.0, add_seconds=0.1),
+            _cell("new-worktree", "cow", 0.1, add_seconds=0.5),
+            _cell("new-worktree", "reflink", 0.4, add_seconds=0.1),
+            _cell("new-worktree", "reflink-touched", 0.1, add_seconds=0.1),
+            _cell("first-edit", "in place", 1.0),
+            _cell("first-edit", "cow", 2.0),
+        )
+    )
+    assert [(loss.workload, loss.other) for loss in lost] == [
+        ("new-worktree", "reflink"),
+        ("first-edit", "in place"),
+    ]
+
+
+def test_json_holds_every_sample_and_no_infinity() -> None:
+    found = _report(
+        _STILL,
+        _cell("unchanged", "cow", 0.1),
+        _cell("clone", "cow", 0.2, files=10.0, per_thousand_files=20.0, snapshot=0.0),
+    )
+    value = json.loads(json.dumps(report.as_json(found), allow_nan=False))
+    assert value["format"] == 1
+    assert value["workloads"][0]["samples_seconds"] == [0.05, 0.04, 0.06]
+    assert value["workloads"][1]["ratio_to_plain"] == 2.0
+    assert value["losing"][0]["workload"] == "unchanged"
+    assert {figure["name"] for figure in value["figures"] if figure["limit"] is None} == {
+        "clone of the donor's target"
+    }
+
+
+def test_the_terminal_ends_with_what_is_lost() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    for part in report.render(_report(_STILL, _cell("unchanged", "cow", 0.2))):
+        console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().rstrip().splitlines()
+    assert "NO" in console.file.getvalue()
+    assert lines[-2] == "figures missed: unchanged checkout: on top of cargo build"
+    assert lines[-1].endswith("unchanged: cow 0.200 s, plain 0.050 s")
+
+
+def test_sizes_and_times_are_readable() -> None:
+    assert [report.size(v) for v in (0, 999, 1500, 408_289_280, 2e9, 5e12)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "408.3 MB",
+        "2.00 GB",
+        "5000.00 GB",
+    ]
+    assert report.seconds(0.04171) == "0.0417"
+    assert report.seconds(18.4127) == "18.41"
+    assert report.seconds(None) == ""
