@@ -17,7 +17,7 @@ from cargo_cow.cargo.depinfo import (
 )
 from cargo_cow.errors import UnknownFormat
 
-_texts = st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=20)
+_texts = st.text(alphabet=st.characters(codec="utf-8"), max_size=20)
 _files = st.builds(
     InputFile,
     st.sampled_from([PACKAGE, BUILD]),

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from cargo_cow import filesystems
 from tests.support.projects import SOURCE, cargo, cow, git, repository, settle, write
 from tests.support.sample import BAKED, FILES
+
+from cargo_cow import filesystems
+from cargo_cow.cargo.target import Target
+from cargo_cow.prepare.proof import Drop
+from cargo_cow.prepare.stamp import drop
 
 ALL = ("--workspace", "--all-targets")
 
@@ -309,3 +312,18 @@ def test_damaged_records_are_no_records(quick: Path, tmp_path: Path) -> None:
     there = quick.parent / "there"
     git(quick, "worktree", "add", "-q", str(there))
     assert cow(there, tmp_path, "build", *ALL).rustc == BAKED
+
+
+def test_a_dropped_unit_takes_its_dependents_along_in_the_same_build(
+    quick: Path, tmp_path: Path
+) -> None:
+    """An empty fingerprint alone would leave ``app`` Fresh until the build after."""
+    unit = next(
+        unit
+        for unit in Target(str(quick / "target")).units
+        if unit.package == "util" and unit.stem == "lib-util"
+    )
+    drop(Drop(unit.hash_file, unit.reference_file))
+    built = cargo(quick, tmp_path, "build", *ALL)
+    assert built.rustc == ["app", "app", "it", "util"]
+    assert cargo(quick, tmp_path, "build", *ALL).rustc == []

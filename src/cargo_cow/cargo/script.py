@@ -6,6 +6,7 @@ Source: ``core/compiler/custom_build.rs::BuildOutput::parse``.
 from __future__ import annotations
 
 import os
+import re
 from typing import NamedTuple
 
 
@@ -64,3 +65,28 @@ def relocate_rerun_lines(data: bytes, old: bytes, new: bytes) -> bytes:
             if path is not None and (path == old or path.startswith(old + b"/")):
                 lines[index] = prefix + new + path[len(old) :]
     return b"\n".join(lines)
+
+
+# `<profile>/build/<pkg>-<hash>/out`, or `<profile>/build/<pkg>/<hash>/out` in the new layout.
+_OUT_DIR = rb"/((?:[^/\s=]+/)?[^/\s=]+/build/[^/\s=]+?[-/][0-9a-f]{16}/out)(?![A-Za-z0-9_.-])"
+
+
+def relocate_out_dirs(data: bytes, old: str, new: str, own: bytes) -> bytes:
+    """``data`` with every unit's OUT_DIR below build directory ``old`` moved below ``new``.
+
+    A script that passes on what its ``links`` dependencies print (``DEP_*``) names their OUT_DIRs.
+    ``own`` is the script's own OUT_DIR as ``root-output`` has it: Cargo rewrites that itself.
+    """
+    if old == new or os.fsencode(old) not in data:
+        return data
+
+    def moved(match: re.Match[bytes]) -> bytes:
+        return match[0] if match[0] == own else os.fsencode(new) + b"/" + match[1]
+
+    return re.sub(re.escape(os.fsencode(old)) + _OUT_DIR, moved, data)
+
+
+def without_out_dirs(text: str, build_dir: str) -> str:
+    """``text`` without the OUT_DIRs below ``build_dir``: what else it names is not relocated."""
+    data = re.sub(re.escape(os.fsencode(build_dir)) + _OUT_DIR, b"", os.fsencode(text))
+    return os.fsdecode(data)

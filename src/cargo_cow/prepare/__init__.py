@@ -217,8 +217,8 @@ def _drop_torn(target: Target, source: Path, since: int) -> None:
             except OSError:
                 changed = since
             if changed >= since - filesystems.GRANULE_NS:
-                with open(unit.hash_file, "wb"):
-                    pass
+                stamp.drop(proof.Drop(unit.hash_file, unit.reference_file))
+                break
 
 
 def _forget_donor(target: Path) -> None:

@@ -17,6 +17,7 @@ import os
 from typing import NamedTuple
 
 from cargo_cow.cargo.depinfo import PACKAGE as DEP_PACKAGE
+from cargo_cow.cargo.script import without_out_dirs
 from cargo_cow.cargo.target import Target, Unit, mtime
 from cargo_cow.errors import UnknownFormat
 from cargo_cow.prepare import outputs, record
@@ -396,18 +397,17 @@ class Capturer:
     def _script_bakes(self, unit: Unit) -> bool:
         """Whether a script's output or generated files hold a path of the place it ran at.
 
-        OUT_DIR in the output itself is rewritten by Cargo (``BuildOutput::parse``), and
-        ``rerun-if-changed`` lines below the package root by us (``script.relocate_rerun_lines``).
+        In the output, its own OUT_DIR is rewritten by Cargo (``BuildOutput::parse``), that of
+        others and ``rerun-if-changed`` lines by us (``script.relocate_*``).
         Generated sources, objects and libraries are searched; a build system's litter is not.
         """
         place = self._place
         roots = {place.checkout, place.workspace, place.build_dir}
         script = unit.script()
         assert script is not None
-        own = _root_output(unit)
         values = [value for _, value in script.env] + list(script.others)
         for value in values:
-            text = value.replace(own, "") if own else value
+            text = without_out_dirs(value, place.build_dir)
             if any(mentions(text, root) for root in roots):
                 return True
         needles = [os.fsencode(root) for root in roots]
@@ -475,14 +475,6 @@ def newest_below(path: str) -> int | None:
             for entry in (directory, *(f"{directory}/{name}" for name in files)):
                 newest = max(newest, mtime(entry) or 0)
     return newest
-
-
-def _root_output(unit: Unit) -> str | None:
-    try:
-        with open(unit.root_output_file, "rb") as file:
-            return os.fsdecode(file.read())
-    except OSError:
-        return None
 
 
 def _read_ledger(build_dir: str) -> dict[str, int]:

@@ -14,7 +14,7 @@ import os
 from typing import Literal, NamedTuple
 
 from cargo_cow.cargo import depinfo
-from cargo_cow.cargo.script import relocate_rerun_lines
+from cargo_cow.cargo.script import relocate_out_dirs, relocate_rerun_lines
 from cargo_cow.cargo.target import Target, Unit, mtime
 from cargo_cow.errors import UnknownFormat
 from cargo_cow.prepare import record
@@ -73,6 +73,18 @@ class Rewrite(NamedTuple):
     data: bytes
 
 
+class Drop(NamedTuple):
+    """A unit that Cargo must rebuild.
+
+    An empty fingerprint alone makes Cargo rebuild the unit but call its dependents Fresh in the
+    same run, because they look at its files only (``check_filesystem``: ``fs_status`` of the
+    dependency).  So the reference file goes as well: then the unit is stale for them, too.
+    """
+
+    hash_file: str
+    reference_file: str
+
+
 class SourceTime(NamedTuple):
     """A source file whose recorded mtime (ns) is put back, because Cargo hashed it (law 4)."""
 
@@ -84,12 +96,12 @@ class SourceTime(NamedTuple):
 class Plan(NamedTuple):
     """What to do to a target, as plain data.
 
-    ``settled`` are records to write: (path, unit key, record).  ``drop`` are hash files to empty, ``stamp`` files to give the time T0 (outputs before their
-    reference file, dependencies before dependents).
+    ``settled`` are records to write: (path, unit key, record).  ``stamp`` are files to give the
+    time T0 (outputs before their reference file, dependencies before dependents).
     """
 
     verdicts: tuple[Verdict, ...]
-    drop: tuple[str, ...]
+    drop: tuple[Drop, ...]
     stamp: tuple[str, ...]
     rewrites: tuple[Rewrite, ...]
     source_times: tuple[SourceTime, ...]
@@ -339,7 +351,7 @@ class _Proof:
     def plan(self) -> Plan:
         for unit in self.target.units:
             self.verdict(unit)
-        drop: list[str] = []
+        drop: list[Drop] = []
         stamp: list[str] = []
         rewrites: list[Rewrite] = []
         source_times: list[SourceTime] = []
@@ -349,8 +361,8 @@ class _Proof:
             unit = self.units[key]
             verdict = self.verdicts[key]
             made = self.records.get(key)
-            if verdict.status == "unproven" and self.must_drop(unit, verdict, made):
-                drop.append(unit.hash_file)
+            if self.must_drop(unit, verdict, made):
+                drop.append(Drop(unit.hash_file, unit.reference_file))
             if verdict.status != "proven" or made is None:
                 continue
             follows = any(dependency in moving for dependency, _ in made.dependencies)
@@ -368,7 +380,7 @@ class _Proof:
                 references = [unit.reference_file] if self.is_local(made) else []
                 stamp.extend(path for path in unit.compared_outputs() if path not in references)
                 stamp.extend(references)
-                rewrites.extend(relocated)
+            rewrites.extend(relocated)
             if made.timed is not None:
                 source_times.extend(self.source_times(made))
         ordered = tuple(self.verdicts[unit.key] for unit in self.target.units)
@@ -383,7 +395,8 @@ class _Proof:
 
     def must_drop(self, unit: Unit, verdict: Verdict, made: Record | None) -> bool:
         if self.cloned:
-            return True
+            # The donor's dirty units as well: here their files may look unchanged.
+            return verdict.status in ("unproven", "dirty")
         reason = verdict.reason
         if reason is None or made is None or reason.code in _SOFT:
             return False
@@ -396,13 +409,18 @@ class _Proof:
         """Dep-info and script output that name the old checkout, rewritten for this one."""
         rewrites = []
         if unit.is_script_run:
-            data = _bytes(unit.script_stdout_file)
+            data = relocate_out_dirs(
+                _bytes(unit.script_stdout_file),
+                made.named_build_dir,
+                self.place.build_dir,
+                _bytes(unit.root_output_file),
+            )
             old = os.fsencode(self.named_package_root(made))
             new = os.fsencode(self.package_root(made))
-            if made.inputs and old != new and old in data:
-                changed = relocate_rerun_lines(data, old, new)
-                if changed != data:
-                    rewrites.append(Rewrite(unit.script_stdout_file, changed))
+            if made.inputs and old != new:
+                data = relocate_rerun_lines(data, old, new)
+            if data != _bytes(unit.script_stdout_file):
+                rewrites.append(Rewrite(unit.script_stdout_file, data))
             return rewrites
         info = unit.dep_info()
         if info is None:

@@ -7,13 +7,14 @@ half-stamped unit is at worst rebuilt.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import NamedTuple
 
 from cargo_cow.prepare import record
 from cargo_cow.prepare.contents import Contents
-from cargo_cow.prepare.proof import Plan
+from cargo_cow.prepare.proof import Drop, Plan
 
 
 class Applied(NamedTuple):
@@ -30,15 +31,16 @@ def apply(plan: Plan, t0: int, contents: Contents) -> Applied:
 
     The caller holds Cargo's build lock, or the target is not published yet.  Raises OSError.
     """
-    for path in plan.drop:
-        # What Cargo itself does to a dirty unit while it plans (fingerprint::prepare_target).
-        with open(path, "wb"):
-            pass
+    for dropped in plan.drop:
+        drop(dropped)
     for rewrite in plan.rewrites:
         temporary = f"{rewrite.path}.{os.getpid()}.tmp"
+        before = os.stat(rewrite.path).st_mtime_ns
         # No sync: this belongs to a target that Cargo writes without sync as well.
         with open(temporary, "wb") as file:
             file.write(rewrite.data)
+        # The time it speaks of stays; where the unit is stamped, that follows below.
+        os.utime(temporary, ns=(before, before))
         os.replace(temporary, rewrite.path)
     put_back = sum(
         _put_back(entry.path, entry.mtime, entry.digest, contents) for entry in plan.source_times
@@ -51,6 +53,15 @@ def apply(plan: Plan, t0: int, contents: Contents) -> Applied:
     for path, key, made in plan.settled:
         record.write(path, key, made)
     return Applied(len(plan.drop), len(plan.rewrites), put_back, len(done))
+
+
+def drop(dropped: Drop) -> None:
+    """Make Cargo rebuild a unit, and see its dependents as stale in the same run."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(dropped.reference_file)
+    # What Cargo itself does to a dirty unit while it plans (fingerprint::prepare_target).
+    with open(dropped.hash_file, "wb"):
+        pass
 
 
 def _put_back(path: str, mtime: int, digest: str, contents: Contents) -> bool:
