@@ -90,7 +90,11 @@ def command(*, everything: bool, no_sizes: bool, manifest_path: str | None, styl
     if not found.rebuild:
         click.echo("nothing that was built would be rebuilt")
         return 0
-    click.echo(f"{len(found.rebuild)} units would be rebuilt, and what depends on them:")
+    count = len(found.rebuild)
+    click.echo(
+        f"{count} unit{'s' if count > 1 else ''} would be rebuilt, and what depends on "
+        f"{'them' if count > 1 else 'it'}:"
+    )
     listed = found.rebuild if everything else found.rebuild[:_SHOWN]
     for unit in listed:
         click.echo(f"  {unit.unit}: {unit.reason}")

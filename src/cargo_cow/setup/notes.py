@@ -49,7 +49,7 @@ def load() -> Notes:
             markers=tuple(Path(entry) for entry in value["markers"]),
             directories=tuple(Path(entry) for entry in value["directories"]),
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Notes()
     except OSError as error:
         raise ConfigurationUnusable(f"cannot read {file}: {error.strerror}") from error

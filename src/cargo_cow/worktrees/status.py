@@ -114,7 +114,7 @@ def _judged(
         return None, None
     if report.plan is None:
         return report.donor, None
-    return report.donor, tuple(
+    found = [
         Unfresh(
             verdict.key,
             None if verdict.reason is None else verdict.reason.code,
@@ -122,4 +122,29 @@ def _judged(
         )
         for verdict in report.plan.verdicts
         if verdict.status in {"unproven", "dirty"}
-    )
+    ]
+    if report.donor is None:
+        kept = {verdict.key for verdict in report.plan.verdicts if verdict.status == "kept"}
+        found += _newer(workspace, kept, trouble)
+    return report.donor, tuple(found)
+
+
+def _newer(workspace: Workspace, kept: set[str], trouble: list[str]) -> list[Unfresh]:
+    """Units without a record (plain Cargo built them) whose sources are newer by mtime.
+
+    A proof leaves them to Cargo's own judgement, which is not asked here: Cargo would build.
+    """
+    from cargo_cow.cargo.target import Target
+    from cargo_cow.prepare.audit import audit
+    from cargo_cow.prepare.place import place_of
+
+    place = place_of(workspace)
+    found: list[Unfresh] = []
+    wrong = 0
+    for entry in audit(Target(place.build_dir), place):
+        if entry.key in kept and entry.finding == "dirty":
+            found.append(Unfresh(entry.key, "newer", entry.evidence))
+        wrong += entry.finding == "false-fresh"
+    if wrong:
+        trouble.append(f"Cargo would call {wrong} unit(s) fresh that are not: cargo cow audit")
+    return found
