@@ -109,13 +109,15 @@ _GIB = 1 << 30
 class _Format(NamedTuple):
     program: str
     options: tuple[str, ...]
-    mount_options: str = "loop"
+    kernel_name: str
 
 
 _FORMATS = {
-    "btrfs": _Format("mkfs.btrfs", ("--quiet",)),
-    "xfs": _Format("mkfs.xfs", ("-q", "-m", "reflink=1")),
-    "ext4": _Format("mkfs.ext4", ("-q", "-F")),
+    "btrfs": _Format("mkfs.btrfs", ("--quiet",), "btrfs"),
+    "xfs": _Format("mkfs.xfs", ("-q", "-m", "reflink=1"), "xfs"),
+    "ext4": _Format("mkfs.ext4", ("-q", "-F"), "ext4"),
+    # no room for nanoseconds
+    "ext4-old": _Format("mkfs.ext4", ("-q", "-F", "-I", "128"), "ext4"),
 }
 
 
@@ -161,9 +163,9 @@ class _Room:
             file.truncate(size)
         _run(how.program, *how.options, str(image))
         point.mkdir()
-        mount_options = ",".join(filter(None, (how.mount_options, options)))
+        options = ",".join(filter(None, ("loop", options)))
         try:
-            _run("mount", "-t", kind, "-o", mount_options, str(image), str(point))
+            _run("mount", "-t", how.kernel_name, "-o", options, str(image), str(point))
         except OSError as error:
             self.drop(name)
             missing(f"{kind} on a loop device cannot be mounted: {error}")

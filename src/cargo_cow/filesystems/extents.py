@@ -14,12 +14,13 @@ place on disk.  What they cannot say:
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import stat
 import struct
 from typing import TYPE_CHECKING, NamedTuple
+
+from cargo_cow.filesystems.failures import UNSUPPORTED, translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,11 +102,15 @@ def extents(descriptor: int) -> Iterator[Extent]:
 
 
 def usage(path: Path) -> Usage:
-    """Measure every regular file below ``path`` (subvolumes inside included, symlinks not
-    followed).  ``OSError`` if ``path`` itself cannot be read; what vanishes meanwhile is skipped.
+    """Measure every regular file below ``path``: subvolumes inside included, symlinks not
+    followed, what vanishes meanwhile skipped.
+
+    Raises ``FilesystemFailed`` if ``path`` is no directory.
     """
     counter = _Counter()
-    counter.directory(os.fspath(path))
+    with translated("measure", path):
+        os.close(os.open(path, os.O_PATH | os.O_DIRECTORY))
+        counter.tree(os.fspath(path))
     return Usage(counter.logical, counter.exclusive, _covered(counter.shared), counter.exact)
 
 
@@ -115,9 +120,8 @@ class _Counter:
         self.shared: list[tuple[int, int]] = []
         self.exact = True
         self.linked: set[tuple[int, int]] = set()
-        self.buffer = bytearray(_HEADER.size + len(_REST))
 
-    def directory(self, path: str) -> None:
+    def tree(self, path: str) -> None:
         pending = [path]
         while pending:
             try:
@@ -160,7 +164,7 @@ class _Counter:
                 else:
                     self.exclusive += extent.length
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
+            if error.errno not in UNSUPPORTED:
                 raise
             self.exact = False
             self.exclusive += status.st_blocks * 512

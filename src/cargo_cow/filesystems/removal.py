@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import btrfs, syscalls, temporaries
-from cargo_cow.filesystems.failures import translated
+from cargo_cow.filesystems.failures import NO_SPACE, translated
 from cargo_cow.filesystems.mounts import mounts_within, refuse_unusable
 
 _NOT_BY_IOCTL = frozenset({errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOTEMPTY})
@@ -86,7 +86,15 @@ def _remove_aside(path: Path) -> None:
         _remove_piecemeal(path)
         return
     doomed = temporaries.temporary_sibling(path)
-    path.rename(doomed)
+    try:
+        path.rename(doomed)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        # A full Btrfs has no room to rename, but a reserve to unlink and rmdir (fs/btrfs/inode.c,
+        # btrfs_start_transaction_fallback_global_rsv): removing must be possible then of all times.
+        _remove_piecemeal(path)
+        return
     try:
         _remove_piecemeal(doomed)
     except OSError:
