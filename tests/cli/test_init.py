@@ -324,6 +324,22 @@ def test_the_target_becomes_a_subvolume(
     assert left == []
 
 
+def test_the_main_target_and_this_one_are_converted(
+    cow: Cow, btrfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = repository(btrfs / "project", FILES)
+    for name in ("one", "two"):
+        git(root, "worktree", "add", "-q", str(btrfs / name))
+        (btrfs / name / "target").mkdir()
+    (root / "target").mkdir()
+    monkeypatch.chdir(btrfs / "two")
+    steps = cow("init", "-n", "--format", "json").json()["steps"]
+    assert [step["path"] for step in steps if step["action"] == "convert-target"] == [
+        str(root / "target"),
+        str(btrfs / "two" / "target"),
+    ]
+
+
 def test_a_running_build_postpones_the_conversion(
     cow: Cow, btrfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,19 @@ def test_the_invoking_workspace_is_the_one_prepared(btrfs: Path, tmp_path: Path)
     assert cargo(added.root / "rust/core", tmp_path, "build").rustc == []
 
 
+def test_a_donor_by_name(btrfs: Path, tmp_path: Path) -> None:
+    main = repository(btrfs / "main", FILES)
+    cargo(main, tmp_path, "build")
+    middle = add(btrfs / "middle", main, detach=True)
+    cargo(middle.root, tmp_path, "build")
+    added = worktrees.add(
+        "../named", None, AddOptions(detach=True), cwd=main, say=lambda _: None, donor=middle.root
+    )
+    assert added.prepared is not None
+    assert added.prepared.donor == str(middle.root)
+    assert cargo(added.root, tmp_path, "build").rustc == []
+
+
 def test_options_have_gits_meaning(main: Path, tmp_path: Path) -> None:
     git(main, "branch", "other")
     first = git(main, "rev-parse", "HEAD")

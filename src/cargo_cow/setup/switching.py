@@ -101,7 +101,7 @@ def plan_init(
         steps += _markers(workspace)
         if convert:
             steps += _conversion(workspace, remarks)
-    return Plan(tuple(steps), tuple(remarks))
+    return Plan(tuple(steps), tuple(dict.fromkeys(remarks)))
 
 
 def _workspace(
@@ -203,36 +203,34 @@ def _markers(workspace: Workspace) -> Iterator[Step]:
 
 
 def _conversion(workspace: Workspace, remarks: list[str]) -> Iterator[Step]:
-    """The main checkout's target, from which most clones will be taken."""
+    """The main checkout's target, from which most clones will be taken, and this one's."""
     from cargo_cow import filesystems
     from cargo_cow.filesystems import btrfs
 
-    found = siblings(workspace)
-    main = found[0][1] if found else workspace
-    target = main.build_dir
-    if target.is_symlink():
-        remarks.append(f"{target} is a symlink: clones are taken file by file")
-        return
-    try:
-        able = filesystems.probe(_existing(target))
-    except CowError as error:
-        remarks.append(f"{target}: {error}")
-        return
-    if not able.snapshots:
-        if not able.reflink:
+    main = [sibling for checkout, sibling in siblings(workspace) if checkout.is_main]
+    targets = dict.fromkeys(each.build_dir for each in [*main, workspace])
+    for target in targets:
+        if target.is_symlink():
+            remarks.append(f"{target} is a symlink: it stays what it is")
+            continue
+        try:
+            able = filesystems.probe(_existing(target))
+        except CowError as error:
+            remarks.append(f"{target}: {error}")
+            continue
+        if not able.snapshots:
+            if not able.reflink:
+                remarks.append(
+                    f"{able.name} cannot share extents: new targets are copies (cargo cow doctor)"
+                )
+        elif not target.is_dir():
             remarks.append(
-                f"{able.name} cannot share extents: new targets are copies (cargo cow doctor)"
+                f"{target} is not there yet: init again after the first build, "
+                "so that it can be snapshotted"
             )
-        return
-    if not target.is_dir():
-        remarks.append(
-            f"{target} is not there yet: init again after the first build, "
-            "so that it can be snapshotted"
-        )
-    elif not btrfs.is_subvolume(target):
-        yield Step(
-            "convert-target", target, "a subvolume, cloned by snapshot; contents and times stay"
-        )
+        elif not btrfs.is_subvolume(target):
+            detail = "a subvolume, cloned by snapshot; contents and times stay"
+            yield Step("convert-target", target, detail)
 
 
 def _existing(path: Path) -> Path:
