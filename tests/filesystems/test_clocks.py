@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cargo_cow import filesystems
 from cargo_cow.errors import FilesystemFailed, TargetUnusable
 from cargo_cow.filesystems import GRANULE_NS, clock, clocks, granule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture(params=["nameless", "named"])
@@ -94,6 +97,29 @@ def test_it_is_cheap(btrfs: Path) -> None:
         clock(btrfs)
         times.append(time.perf_counter() - started)
     assert sorted(times)[25] < 0.002
+
+
+def test_asking_loads_no_heavy_module(tmp_path: Path) -> None:
+    """The tariff of a build with nothing to do; and the check itself can fail."""
+    program = (
+        "import sys; from pathlib import Path; import cargo_cow.filesystems as f; "
+        "{what}(Path(sys.argv[1])); "
+        "print(*sorted({{'ctypes', 'subprocess', 'shutil', 'dataclasses'}} & set(sys.modules)))"
+    )
+    source = str(Path(filesystems.__file__).parents[2])
+
+    def loaded(what: str) -> list[str]:
+        return subprocess.run(
+            [sys.executable, "-S", "-c", program.format(what=what), str(tmp_path)],
+            env={"PYTHONPATH": source},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+
+    assert loaded("f.clock") == []
+    assert loaded("f.granule") == []
+    assert "ctypes" in loaded("f.probe")
 
 
 def test_granule_covers_the_longest_tick() -> None:

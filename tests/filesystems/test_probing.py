@@ -11,7 +11,7 @@ import pytest
 
 from cargo_cow.errors import TargetUnusable
 from cargo_cow.filesystems import btrfs as subvolumes
-from cargo_cow.filesystems import probe
+from cargo_cow.filesystems import probe, temporary_sibling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,14 @@ def test_without_root_the_mount_option_allows_the_ioctl(
     mount = small_filesystem("btrfs", 256 << 20, "user_subvol_rm_allowed")
     os.chown(mount, 65_534, 65_534)
     assert unprivileged(probe, mount).subvolume_removal == "ioctl"
+
+
+def test_what_a_killed_probe_left_is_swept(btrfs: Path) -> None:
+    left = temporary_sibling(btrfs / "probe")
+    left.mkdir()
+    subvolumes.create(left / "subvolume")
+    probe(btrfs)
+    assert _names(btrfs) == []
 
 
 def test_a_place_that_is_closed_is_an_error_of_ours(

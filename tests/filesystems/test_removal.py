@@ -86,6 +86,32 @@ def test_a_mount_inside_is_never_emptied(btrfs: Path, mounted: Path) -> None:
     assert (mounted / "kept").exists()
 
 
+def test_a_lower_layer_of_an_overlay(ext4: Path, missing: Callable[[str], None]) -> None:
+    """A target that came with a container's image: it cannot be renamed (EXDEV), but removed."""
+    layers = [ext4 / name for name in ("lower", "upper", "work", "merged")]
+    for path in layers:
+        path.mkdir()
+    lower, upper, work, merged = layers
+    (lower / "target" / "debug").mkdir(parents=True)
+    (lower / "target" / "debug" / "file").touch()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=off"
+    done = subprocess.run(
+        ["mount", "-t", "overlay", "overlay", "-o", options, str(merged)],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        missing(f"no overlayfs: {done.stderr!r}")
+    try:
+        with pytest.raises(OSError, match="cross-device"):
+            (merged / "target").rename(merged / "other")
+        remove_target(merged / "target")
+        assert list(merged.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(merged)], check=True)
+    assert (lower / "target" / "debug" / "file").exists()
+
+
 def test_read_only_and_nested_subvolumes(btrfs: Path, trees: Any) -> None:
     target = btrfs / "target"
     create_target(target)

@@ -14,7 +14,7 @@ from cargo_cow.filesystems.clocks import COARSE_GRANULE_NS, granule
 from cargo_cow.filesystems.extents import extents
 from cargo_cow.filesystems.failures import NO_SPACE, translated
 from cargo_cow.filesystems.mounts import filesystem_name
-from cargo_cow.filesystems.removal import discard, remove_target
+from cargo_cow.filesystems.removal import discard, remove_stale, remove_target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +52,7 @@ def probe(directory: Path) -> Capabilities:
     """
     room = temporaries.temporary_sibling(directory / "probe")
     with translated("probe", directory):
+        remove_stale(directory, "probe")
         temporaries.make(room, room.mkdir)
         try:
             reflink, shares = _reflink(room)

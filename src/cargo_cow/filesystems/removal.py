@@ -89,10 +89,12 @@ def _remove_aside(path: Path) -> None:
     try:
         path.rename(doomed)
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if error.errno not in NO_SPACE | {errno.EXDEV}:
             raise
         # A full Btrfs has no room to rename, but a reserve to unlink and rmdir (fs/btrfs/inode.c,
         # btrfs_start_transaction_fallback_global_rsv): removing must be possible then of all times.
+        # EXDEV: overlayfs does not rename a directory of a lower layer (overlayfs.rst,
+        # "redirect_dir"), a target in a container's image for instance.
         _remove_piecemeal(path)
         return
     try:
