@@ -78,7 +78,8 @@ def _places() -> Iterable[Path]:
 
 
 def _is_program(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.X_OK)
+    # access() first: it answers where stat() would raise, below a directory closed to us.
+    return os.access(path, os.X_OK) and path.is_file()
 
 
 def clone_tree(

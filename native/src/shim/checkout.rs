@@ -1,7 +1,10 @@
 //! git checkouts, found by looking at `.git` alone (gitrepository-layout(5)).
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+const MARKER: &str = "seeded";
 
 pub struct Checkout {
     pub root: PathBuf,
@@ -47,25 +50,26 @@ impl Checkout {
     /// Set once this checkout had a target: from then on a missing target was removed by
     /// somebody, who wants a clean build.
     pub fn is_marked(&self) -> bool {
-        self.marker().symlink_metadata().is_ok()
+        self.of_ours(MARKER).symlink_metadata().is_ok()
     }
 
-    pub fn mark(&self) -> std::io::Result<()> {
-        let marker = self.marker();
-        if let Some(directory) = marker.parent()
-            && let Err(error) = fs::create_dir(directory)
-            && error.kind() != std::io::ErrorKind::AlreadyExists
-        {
-            return Err(error);
+    pub fn mark(&self) -> io::Result<()> {
+        self.write(MARKER, "")
+    }
+
+    pub fn read(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.of_ours(name)).ok()
+    }
+
+    pub fn write(&self, name: &str, content: &str) -> io::Result<()> {
+        match fs::create_dir(self.of_ours("")) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
-        fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(marker)
-            .map(drop)
+        fs::write(self.of_ours(name), content)
     }
 
-    fn marker(&self) -> PathBuf {
-        self.git_dir.join("cargo-cow/seeded")
+    fn of_ours(&self, name: &str) -> PathBuf {
+        self.git_dir.join("cargo-cow").join(name)
     }
 }

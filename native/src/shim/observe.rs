@@ -71,21 +71,21 @@ impl Plan {
         })
     }
 
-    /// The start of the compile.  Where a build script wrote into `OUT_DIR` a moment ago, in the
-    /// same tick (4 ms at 250 Hz), its files could not be told from later edits: wait it out.
+    /// The start of the compile.  Where a build script may have written into `OUT_DIR` a moment
+    /// ago, its files could not be told from later edits, because the clock that stamps files
+    /// lags behind by a tick and more (4 ms at 250 Hz; a late tick was seen to bring a time from
+    /// before it was due).  So wait until even that clock has passed the present.
     pub fn start(&self) -> Nanoseconds {
-        let now = file_clock();
-        if variable("OUT_DIR").is_none() {
-            return now;
-        }
-        for _ in 0..100 {
-            let later = file_clock();
-            if later != now {
-                return later;
+        if variable("OUT_DIR").is_some() {
+            let present = clock(ClockId::Realtime);
+            for _ in 0..100 {
+                if file_clock() > present {
+                    break;
+                }
+                std::thread::sleep(Duration::from_micros(200));
             }
-            std::thread::sleep(Duration::from_micros(200));
         }
-        now
+        file_clock()
     }
 
     /// After the compile that began at `started` succeeded.  Returns a line for the log.
@@ -224,9 +224,13 @@ fn changed(stat: &Metadata) -> Nanoseconds {
     nanoseconds(stat.ctime(), stat.ctime_nsec())
 }
 
-fn file_clock() -> Nanoseconds {
-    let now = clock_gettime(ClockId::RealtimeCoarse);
+fn clock(id: ClockId) -> Nanoseconds {
+    let now = clock_gettime(id);
     nanoseconds(now.tv_sec, now.tv_nsec)
+}
+
+fn file_clock() -> Nanoseconds {
+    clock(ClockId::RealtimeCoarse)
 }
 
 /// The smallest stamp that something done at `started` or later can have, given that `stamp` is
@@ -290,28 +294,37 @@ impl Hasher {
         {
             return Err("changed since the compile began".to_owned());
         }
-        if path.parent().is_some_and(|parent| self.was_moved(parent)) {
-            return Err("its directory was moved since the compile began".to_owned());
+        let moved = path.parent().is_some_and(|parent| self.was_moved(parent));
+        if moved || self.is_new_link(path) {
+            return Err("its name stands for something else since the compile began".to_owned());
         }
         Ok((size, hasher.finalize().to_hex().to_string()))
     }
 
     /// A directory renamed into place brings files with old times.  The rename shows in its
-    /// ctime; making or removing an entry shows in both of its times.
+    /// ctime alone; making or removing an entry shows in both of its times.
     fn was_moved(&mut self, directory: &Path) -> bool {
         if let Some(known) = self.moved.get(directory) {
             return *known;
         }
-        let here = fs::symlink_metadata(directory).map_or(true, |stat| {
+        let renamed = fs::metadata(directory).map_or(true, |stat| {
             changed(&stat) >= earliest_stamp(changed(&stat), self.started)
-                && (stat.is_symlink() || changed(&stat) != modified(&stat))
+                && changed(&stat) != modified(&stat)
         });
-        let moved = here
+        let moved = renamed
+            || self.is_new_link(directory)
             || directory
                 .parent()
                 .is_some_and(|parent| self.was_moved(parent));
         self.moved.insert(directory.to_owned(), moved);
         moved
+    }
+
+    /// A symlink made since the start may lead to old files.
+    fn is_new_link(&self, path: &Path) -> bool {
+        fs::symlink_metadata(path).map_or(true, |stat| {
+            stat.is_symlink() && changed(&stat) >= earliest_stamp(changed(&stat), self.started)
+        })
     }
 }
 

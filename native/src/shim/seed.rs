@@ -28,6 +28,9 @@ use crate::signals::{self, Forwarding};
 
 /// Longer than any clone should take; a build must not hang on us.
 const LONGEST: Duration = Duration::from_secs(600);
+/// Holds the identity of the Cargo process that was last told "no": Cargo 1.95 probes twice, and
+/// the second Python start would find out the same.
+const ASKED: &str = "asked";
 /// From SIGTERM to SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -68,6 +71,8 @@ const NOT_BUILDING: &[&str] = &[
 
 /// The Cargo process that called us, as `/proc` shows it.
 struct Cargo {
+    /// Its number and start time, which no other process has; `None` if it is not our parent.
+    identity: Option<String>,
     directory: PathBuf,
     /// After the program's name, up to `--`.
     arguments: Vec<OsString>,
@@ -114,6 +119,7 @@ pub fn at_probe() {
         return;
     }
     let cargo = Cargo::calling().unwrap_or_else(|| Cargo {
+        identity: None,
         directory: std::env::current_dir().unwrap_or_default(),
         arguments: Vec::new(),
     });
@@ -128,7 +134,7 @@ pub fn at_probe() {
         make_marker(&checkout);
         return;
     }
-    if !checkout.has_sibling() {
+    if !checkout.has_sibling() || cargo.was_answered(&checkout) {
         return;
     }
     let Some(program) = program() else {
@@ -141,6 +147,10 @@ pub fn at_probe() {
     }
     if cargo.target(&project, &checkout.root) == Target::Exists {
         make_marker(&checkout);
+    } else if let Some(identity) = &cargo.identity
+        && let Err(error) = checkout.write(ASKED, identity)
+    {
+        log(&format!("cannot remember the answer: {error}"));
     }
 }
 
@@ -166,9 +176,15 @@ impl Cargo {
         let directory = fs::read_link(format!("/proc/{parent}/cwd")).ok()?;
         let arguments = words.take_while(|word| *word != "--");
         Some(Self {
+            identity: identity(parent.get()),
             directory,
             arguments: arguments.map(OsStr::to_owned).collect(),
         })
+    }
+
+    /// Whether this very process has been answered already.
+    fn was_answered(&self, checkout: &Checkout) -> bool {
+        self.identity.is_some() && checkout.read(ASKED) == self.identity
     }
 
     /// The value of `--name VALUE` or `--name=VALUE`.
@@ -209,8 +225,14 @@ impl Cargo {
             || !NOT_BUILDING.iter().any(|name| subcommand == *name)
     }
 
-    /// Where Cargo looks for the package: its own directory, or the manifest's.
+    /// Where Cargo looks for the package: its own directory, the manifest's, or what it is told
+    /// to install.
     fn project_directory(&self) -> PathBuf {
+        if self.subcommand().is_some_and(|name| name == "install")
+            && let Some(path) = self.option("--path")
+        {
+            return self.directory.join(path);
+        }
         let manifest = self
             .option("--manifest-path")
             .map(|manifest| self.directory.join(manifest));
@@ -303,6 +325,15 @@ impl Cargo {
         }
         Ok(outcome + &status.to_string())
     }
+}
+
+/// `starttime` is the 22nd field of `/proc/<pid>/stat` (proc_pid_stat(5)); the second is a name
+/// in parentheses that may hold anything.
+fn identity(process: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let started = fields.split_whitespace().nth(22 - 3)?;
+    Some(format!("{process} {started}"))
 }
 
 /// Waits without reaping.
