@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tests.cli.conftest import FILES, Cow
@@ -122,6 +124,17 @@ def test_later_edits_survive_uninstall(cow: Cow, project: Path, cargo_home: Path
     assert tomllib.loads(file.read_text()) == expected
     assert "# a cache" in file.read_text()
     assert not notes.place().exists()
+
+
+def test_a_wrapper_set_instead_of_ours_stays(cow: Cow, project: Path, cargo_home: Path) -> None:
+    file = cargo_home / "config.toml"
+    file.write_text(MINE)
+    cow("init")
+    file.write_text(file.read_text().replace(str(wrapper(file)), "another"))
+    assert cow("uninstall").status == 0
+    values = tomllib.loads(file.read_text())
+    assert values == {"build": {"rustc-wrapper": "another", "jobs": 2}, "net": {"retry": 3}}
+    assert "nothing to take back" in cow("uninstall").out
 
 
 def test_a_lost_note(cow: Cow, project: Path, cargo_home: Path) -> None:
@@ -287,7 +300,10 @@ def test_checkouts_that_were_built_are_marked(cow: Cow, project: Path, tmp_path:
 
 
 def test_the_target_becomes_a_subvolume(
-    cow: Cow, btrfs: Path, monkeypatch: pytest.MonkeyPatch
+    cow: Cow,
+    btrfs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: Callable[[str], NoReturn],
 ) -> None:
     from cargo_cow import native
     from cargo_cow.errors import NativeMissing
@@ -296,7 +312,7 @@ def test_the_target_becomes_a_subvolume(
     try:
         native.version()
     except NativeMissing as error:
-        pytest.skip(str(error))
+        missing(str(error))
     root = repository(btrfs / "project", FILES)
     monkeypatch.chdir(root)
     subprocess.run(["cargo", "build", "-q"], check=True)

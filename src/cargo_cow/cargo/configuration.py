@@ -213,20 +213,21 @@ def plan_wrapper(file: Path, program: str, chain: str | None) -> Change | None:
 def plan_without_wrapper(file: Path) -> Change | None:
     """The change that takes our wrapper out of ``file`` and puts a chained one back.
 
-    For a file whose history is not known: tables that this leaves empty go too.  None when our
-    wrapper is not in the file.
+    For a file whose history is not known, or that was edited since: tables that this leaves empty
+    go too, and a wrapper that somebody set instead of ours stays.  None when nothing of ours is in
+    the file.
     """
 
     def edit(document: Any) -> None:
         build = document.get("build")
-        if not isinstance(build, dict) or not is_ours(str(build.get("rustc-wrapper", ""))):
-            return
         environment = document.get("env")
         chain = None
         if isinstance(environment, dict):
             chain = environment.pop(CHAIN_VARIABLE, None)
             if chain is not None and not environment:
                 del document["env"]
+        if not isinstance(build, dict) or not is_ours(str(build.get("rustc-wrapper", ""))):
+            return
         if isinstance(chain, dict):
             chain = chain.get("value")
         if isinstance(chain, str) and chain:
