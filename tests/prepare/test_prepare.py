@@ -308,7 +308,6 @@ def test_damaged_records_are_no_records(quick: Path, tmp_path: Path) -> None:
             text.replace('"unit":"', '"unit":"other/'),
         ][number % 4]
         path.write_text(damaged)
-    (quick / "target/.cargo-cow/ledger.json").unlink()
     there = quick.parent / "there"
     git(quick, "worktree", "add", "-q", str(there))
     assert cow(there, tmp_path, "build", *ALL).rustc == BAKED
@@ -327,3 +326,30 @@ def test_a_dropped_unit_takes_its_dependents_along_in_the_same_build(
     built = cargo(quick, tmp_path, "build", *ALL)
     assert built.rustc == ["app", "app", "it", "util"]
     assert cargo(quick, tmp_path, "build", *ALL).rustc == []
+
+
+def test_the_new_layout(btrfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``build/<pkg>/<hash>/{fingerprint,out,run}``, the default from Cargo 1.100 on."""
+    monkeypatch.setenv("__CARGO_TEST_CHANNEL_OVERRIDE_DO_NOT_USE_THIS", "nightly")
+    new = (*ALL, "-Zbuild-dir-new-layout")
+    root = repository(btrfs / "main", FILES)
+    assert cargo(root, tmp_path, "build", *new).status == 0
+    assert {profile.layout for profile in Target(str(root / "target")).profiles} == {"new"}
+    settle()
+    there = root.parent / "there"
+    git(root, "worktree", "add", "-q", str(there))
+    assert cow(there, tmp_path, "prepare").status == 0
+    built = cargo(there, tmp_path, "build", *new)
+    assert (built.rustc, built.scripts) == (BAKED, 0), built.output
+    assert str(root) not in _output(there).replace(str(there), "")
+    settle()
+    write(there, {"gen/parts/b.txt": "b\n", "shared.txt": "shared 4\n"})
+    git(there, "stash", "-q", "-u")
+    git(there, "stash", "pop", "-q")
+    again = cow(there, tmp_path, "build", *new, "-v")
+    assert {"gen", "util"} <= set(again.rustc)
+    assert "[a.txt,b.txt]" in _output(there)
+    assert "shared 4" in _output(there)
+    git(there, "stash", "-q", "-u")
+    git(there, "stash", "pop", "-q")
+    assert cow(there, tmp_path, "build", *new, "-v").rustc == []

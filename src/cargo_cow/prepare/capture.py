@@ -28,6 +28,7 @@ from cargo_cow.prepare.place import Place, below
 from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, Input, Record, Timed
 
 _LEDGER = ".cargo-cow/ledger.json"
+"""Units that need no record, or cannot have one, by the build that was examined."""
 
 
 class Capture(NamedTuple):
@@ -68,6 +69,8 @@ class Capturer:
             if ledger.get(unit.key) == started:
                 examined[unit.key] = started
                 continue
+            if record.load(unit) is not None:
+                continue
             if unit.fingerprint_hash() is None:
                 continue  # dirty: Cargo will build it, and then it can be recorded
             try:
@@ -81,6 +84,7 @@ class Capturer:
                     if unit.invoked() != started:
                         continue  # rebuilt while we looked at it
                     result.records[unit.key] = made
+                    continue
             examined[unit.key] = started
         if examined != ledger:
             _write_ledger(self._target.build_dir, examined)
@@ -172,8 +176,6 @@ class Capturer:
     # -- recording
 
     def _record(self, unit: Unit, started: int) -> Record | None:
-        if record.load(unit) is not None:
-            return None
         local = self.is_local(unit)
         dependencies = self._dependencies(unit, started)
         if unit.is_script_run:
