@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,6 +140,33 @@ def test_a_maker_that_loses_the_race_makes_it_again(btrfs: Path) -> None:
     assert stale_temporaries(btrfs, "target") == []
     temporaries.release(path)
     assert stale_temporaries(btrfs, "target") == [path]
+
+
+def test_a_maker_waits_for_a_sweeper_at_work(btrfs: Path) -> None:
+    """The same window, with a sweeper that has the lock and needs a while to remove."""
+    path = temporary_sibling(btrfs / "target")
+    attempts = []
+    children = []
+
+    def make() -> None:
+        path.mkdir()
+        attempts.append(path.stat().st_ino)
+        if len(attempts) == 1:
+            read, write = os.pipe()
+            children.append(os.fork())
+            if not children[-1]:
+                for found in temporaries.abandoned(btrfs, "target"):
+                    os.write(write, b".")
+                    time.sleep(0.1)
+                    found.rmdir()
+                os._exit(0)
+            assert os.read(read, 1) == b"."
+
+    temporaries.make(path, make)
+    assert len(attempts) == 2
+    assert path.is_dir()
+    os.waitpid(children[0], 0)
+    temporaries.release(path)
 
 
 def test_no_parent_no_temporaries(tmp_path: Path) -> None:

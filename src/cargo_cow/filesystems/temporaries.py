@@ -8,9 +8,9 @@ but by an flock(2) on the directory itself, which the kernel drops with the proc
    name still leads to what it locked;
 2. a sweeper locks it without waiting, and removes it while it holds the lock.
 
-Between making and locking a sweeper may win; the maker sees that in its second look and makes
-it again.  So nobody ever removes a temporary that somebody works in, and whatever a killed
-process left is unlocked.
+Between making and locking a sweeper may win; the maker waits for its lock, sees in its second
+look that the name is gone, and makes it again.  So nobody ever removes a temporary that somebody
+works in, and whatever a killed process left is unlocked.
 """
 
 from __future__ import annotations
@@ -63,14 +63,15 @@ def make(path: Path, maker: Callable[[], None]) -> None:
     raise FilesystemFailed(f"{path} is removed by somebody as often as it is made")
 
 
-def _lock(path: Path) -> int | None:
-    """A descriptor that locks the directory ``path``, or None: gone, or locked by another."""
+def _lock(path: Path, *, wait: bool) -> int | None:
+    """A descriptor that locks the directory ``path``, or None: gone, or (unless we ``wait``)
+    locked by another."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         locked, named = os.fstat(descriptor), os.lstat(path)
         if (locked.st_dev, locked.st_ino) == (named.st_dev, named.st_ino):
             return descriptor
@@ -84,7 +85,7 @@ def _lock(path: Path) -> int | None:
 
 
 def _hold(path: Path) -> bool:
-    descriptor = _lock(path)
+    descriptor = _lock(path, wait=True)
     if descriptor is not None:
         _held[path] = descriptor
     return descriptor is not None
@@ -123,7 +124,7 @@ def abandoned(parent: Path, name: str) -> Iterator[Path]:
     """
     for path in _candidates(parent, name):
         try:
-            descriptor = _lock(path)
+            descriptor = _lock(path, wait=False)
         except PermissionError:
             continue
         if descriptor is None:
