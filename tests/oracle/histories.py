@@ -26,14 +26,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import observe as observing
 from .observe import Observation
 from .tools import Tool, git
-from .workspaces import Input, Rendered, Workspace, write
+from .workspaces import Rendered, Workspace, generate, render, write
 
 Step = dict[str, Any]
 
@@ -131,6 +131,7 @@ class World:
         self.findings: list[Finding] = []
         self.firsts: list[Count] = []
         self.builds = 0
+        self.failed = 0  # builds of which nothing could be seen, because the sources do not compile
         self.log: list[str] = []
         self.step = -1
         self._built: set[str] = set()
@@ -246,6 +247,7 @@ class World:
         )
         if (got.ok, got.seen) != (twin.ok, twin.seen) and (got.ok or twin.ok):
             self._differ(name, got, twin, self._clean(name, args))
+        self.failed += not got.ok
         if got.ok:
             argv = ["cargo", "build", "--message-format=json", *args]
             again = observing.observe(argv, self._cwd(name), self._environment(), programs=False)
@@ -341,10 +343,10 @@ class World:
         os.utime(path, ns=(when, when))
 
     def _do_edit(self, at: str, input: str, value: int, how: str = "write") -> None:  # noqa: A002 - the word of the steps
-        place: Input = self.rendered.inputs[input]
-        path = self.checkouts[at] / place.path
-        if not path.is_file():
+        place = self.rendered.inputs.get(input)  # it goes with its member when histories shrink
+        if place is None or not (self.checkouts[at] / place.path).is_file():
             return
+        path = self.checkouts[at] / place.path
         before = path.stat()
         old = path.read_text()
         pattern = re.escape(place.marker) + r"\d{3}"
@@ -644,17 +646,17 @@ class Author:
         while len(steps) < length:
             at = chance.choice([*self.checkouts, self.checkouts[-1]])
             turn = chance.random()
-            if turn < 0.18:
+            if turn < 0.28:
                 new = self._new_worktree(at)
                 steps += new
                 at = self.checkouts[-1] if new else at
                 if new and chance.random() < 0.4:
                     steps += self._change(at)
                 steps += self._build(at)
-            elif turn < 0.21 and at != "main":
+            elif turn < 0.32 and at != "main":
                 steps.append({"do": "drop", "at": at})
                 self.checkouts.remove(at)
-            elif turn < 0.23 and at != "main":
+            elif turn < 0.34 and at != "main":
                 new_name = f"{at}m"
                 steps.append({"do": "relocate", "at": at, "new": new_name})
                 self.checkouts[self.checkouts.index(at)] = new_name
@@ -663,12 +665,6 @@ class Author:
                     steps += self._change(at)
                 steps += self._build(at)
         return tuple(steps)
-
-
-def random_history(seed: int, workspace: Workspace, rendered: Rendered, length: int) -> History:
-    chance = random.Random(seed)
-    layout = chance.choice(["legacy", "legacy", "new"])
-    return History(workspace, Author(chance, workspace, rendered).write(length), layout)
 
 
 # --- shrinking -------------------------------------------------------------------------------
@@ -719,9 +715,37 @@ def _smaller(workspace: Workspace) -> Iterator[Workspace]:
             yield workspace._replace(members=(*members[:number], fewer, *members[number + 1 :]))
 
 
-def report(history: History, world: World, more: Mapping[str, object]) -> str:
-    """All that is needed to see and to repeat a failure."""
-    said = [f"{key}: {value}" for key, value in more.items()]
-    return "\n".join(
-        [*said, *world.log, *(str(found) for found in world.findings), history.to_json()]
-    )
+def report(history: History, world: World) -> str:
+    """All that is needed to see and to repeat a failure; the last line is the history as JSON."""
+    return "\n".join([*world.log, *(str(found) for found in world.findings), history.to_json()])
+
+
+# --- hunting ---------------------------------------------------------------------------------
+
+
+def draw(seed: int) -> History:
+    """The random history of a seed."""
+    chance = random.Random(seed)
+    workspace = generate(chance)
+    layout = chance.choice(["legacy", "legacy", "new"])
+    author = Author(chance, workspace, render(workspace))
+    return History(workspace, author.write(chance.choice([10, 20, 30])), layout)
+
+
+def played(place: Path, history: History, tool: Tool) -> World:
+    """Plays a history in ``place`` and removes what it made."""
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        return play(place, history, tool)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def smallest(place: Path, history: History, tool: Tool, kind: str, seconds: float) -> History:
+    """The history shrunk as far as it still finds something of a kind."""
+
+    def fails(attempt: History) -> bool:
+        world = played(place, attempt, tool)
+        return any(found.kind == kind for found in world.findings)
+
+    return shrink(history, fails, seconds)

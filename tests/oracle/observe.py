@@ -179,6 +179,8 @@ def observe(
             seen[where] = "".join(sorted(texts))
         warnings = sorted(line for line in err.splitlines() if line.startswith("warning: "))
         seen["warnings"] = "\n".join(line for line in warnings if "@" in line)
+    else:
+        err += "".join(text for texts in diagnostics.values() for text in texts)
     return Observation(status == 0, seen, tuple(sorted(fresh)), tuple(sorted(dirty)), err)
 
 

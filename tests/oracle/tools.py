@@ -143,3 +143,9 @@ class RestoredTimes(Tool):
             if theirs.is_file() and ours.read_bytes() == theirs.read_bytes():
                 stat = theirs.stat()
                 os.utime(ours, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+TOOLS: dict[str, type[Tool]] = {
+    tool.name: tool
+    for tool in (Tool, CargoCow, CopyAndTouch, TouchInPlace, CopyWithTimes, RestoredTimes)
+}
