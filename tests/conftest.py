@@ -171,6 +171,15 @@ class _Room:
             missing(f"{kind} on a loop device cannot be mounted: {error}")
         return point
 
+    def cut_power(self, kind: str, name: str) -> None:
+        """What :meth:`make` made becomes what was on its device at this moment: what is only in
+        memory is lost, and the journal is replayed."""
+        image, point, saved = (self.path / f"{name}{end}" for end in (".img", "", ".saved"))
+        _run("cp", "--sparse=always", str(image), str(saved))
+        _run("umount", str(point))
+        saved.rename(image)
+        _run("mount", "-t", _FORMATS[kind].kernel_name, "-o", "loop", str(image), str(point))
+
     def drop(self, name: str) -> None:
         """Unmount and remove what :meth:`make` made, and detach its loop device."""
         image, point = self.path / f"{name}.img", self.path / name
@@ -290,6 +299,12 @@ def small_filesystem(_room: _Room, request: pytest.FixtureRequest) -> Iterator[C
     yield make
     for name in names:
         _room.drop(name)
+
+
+@pytest.fixture
+def cut_power(_room: _Room) -> Callable[[str, Path], None]:
+    """``cut_power(kind, mount)`` for a ``small_filesystem``: everything not written is lost."""
+    return lambda kind, mount: _room.cut_power(kind, mount.name)
 
 
 # --- without root -----------------------------------------------------------------------------
