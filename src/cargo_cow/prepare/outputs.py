@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 _AR_MAGIC = b"!<arch>\n"
 _ELF_MAGIC = b"\x7fELF"
@@ -38,11 +39,19 @@ def _members(data: mmap.mmap | bytes) -> Iterator[tuple[int, int]]:
         position += 60 + size + (size & 1)
 
 
-def _debug_ranges(data: mmap.mmap | bytes, start: int, end: int) -> list[tuple[int, int]]:
-    """Ranges of ``.debug_*`` sections of the 64-bit little-endian ELF file at ``start``.
+class _Section(NamedTuple):
+    """A section's range in the file."""
 
-    Debug information may name the donor's path: it is what a debugger shows, nothing that a
-    program does.  An ELF file of another class has no known ranges, so all of it is searched.
+    start: int
+    end: int
+    debug: bool
+
+
+def _sections(data: mmap.mmap | bytes, start: int, end: int) -> list[_Section]:
+    """Sections of the 64-bit little-endian ELF file at ``start``; none for other files.
+
+    Debug information (``.debug_*``) may name the donor's path: it is what a debugger shows,
+    nothing that a program does.
     """
     if data[start : start + 4] != _ELF_MAGIC or data[start + 4 : start + 6] != b"\x02\x01":
         return []
@@ -63,23 +72,23 @@ def _debug_ranges(data: mmap.mmap | bytes, start: int, end: int) -> list[tuple[i
         if count == 0:
             count = section(0)[3]
         _, _, names_offset, _ = section(names_index)
-        ranges = []
+        found = []
         for index in range(count):
             name, kind, offset, size = section(index)
             at = start + names_offset + name
-            # 8 is SHT_NOBITS; relocation sections carry no strings.
-            if kind != 8 and data[at : at + 7] == b".debug_":
-                ranges.append((start + offset, start + offset + size))
+            if kind != 8:  # SHT_NOBITS takes no room in the file
+                low = start + offset
+                found.append(_Section(low, min(low + size, end), data[at : at + 7] == b".debug_"))
     except struct.error:
         return []
-    return [pair for pair in ranges if pair[0] < end]
+    return found
 
 
-def occurrences(path: str, needle: bytes, *, whole_component: bool = True) -> Iterator[bytes]:
+def occurrences(path: str, needle: bytes) -> Iterator[bytes]:
     """What follows each occurrence of ``needle`` outside debug sections (256 bytes at most).
 
-    With ``whole_component`` an occurrence that only begins another name is left out.  Yields one
-    ``b"\\0bitcode"`` for LLVM bitcode, whose strings are packed: nothing can be said about it.
+    It ends with the section.  An occurrence that only begins another name is left out.  Yields
+    one ``b"\0bitcode"`` for LLVM bitcode, whose strings are packed: nothing can be said about it.
     Raises OSError.
     """
     data = _view(path)
@@ -90,30 +99,42 @@ def occurrences(path: str, needle: bytes, *, whole_component: bool = True) -> It
         at = data.find(needle, start, end)
         if at < 0:
             continue
-        ranges = _debug_ranges(data, start, end)
+        sections = _sections(data, start, end)
         while at >= 0:
             after = at + len(needle)
-            inside = any(low <= at < high for low, high in ranges)
-            if not inside and not (
-                whole_component and data[after : after + 1] and data[after] in _NAME
+            section = next((one for one in sections if one.start <= at < one.end), None)
+            limit = end if section is None else section.end
+            following = bytes(data[after : min(after + 256, limit)])
+            if not (section is not None and section.debug) and not (
+                following and following[0] in _NAME
             ):
-                yield bytes(data[after : after + 256])
+                yield following
             at = data.find(needle, after, end)
 
 
-def bakes_path(outputs: Sequence[str], value: str, included: Iterable[str]) -> bool:
-    """Whether ``outputs`` hold the path ``value`` other than as part of an included file's path.
+# What follows a file's name: in the source map of crate metadata the byte that ends a string, which
+# UTF-8 cannot hold (rustc_serialize, opaque.rs: STR_SENTINEL); in a panic's location a NUL
+# (core::panic::Location::file_as_c_str).  A constant is followed by neither.
+_END_OF_NAME = (b"\xc1", b"\0")
 
-    ``included`` are the files (below ``value``) that the unit's dep-info lists.  What cannot be
-    read, or not decided (bitcode), counts as baked.
+
+def bakes_path(outputs: Sequence[str], value: str, included: Iterable[str]) -> bool:
+    """Whether ``outputs`` hold the path ``value`` other than as the name of an included file.
+
+    ``included`` are the files that the unit's dep-info lists; those below ``value`` are named in
+    the source map, and in the locations of panics in generated code.  Anything else is baked.
+    What cannot be read, or not decided (bitcode), counts as baked.
     """
-    tails = tuple(
-        {file[len(value) :].encode() for file in included if file.startswith(value + "/")}
+    names = tuple(
+        file[len(value) :].encode() + ending
+        for file in set(included)
+        if file.startswith(value + "/")
+        for ending in _END_OF_NAME
     )
     try:
         for path in outputs:
             for following in occurrences(path, value.encode()):
-                if not tails or not following.startswith(tails):
+                if not names or not following.startswith(names):
                     return True
     except (OSError, ValueError):
         return True
@@ -171,7 +192,7 @@ def names_path(path: str, root: bytes) -> bool:
 def has_debug_information(path: str) -> bool:
     """Whether an ELF file has ``.debug_*`` sections, whose names end its section name table."""
     data = _view(path)
-    return bool(_debug_ranges(data, 0, len(data)))
+    return any(section.debug for section in _sections(data, 0, len(data)))
 
 
 _GIT_MARKS = (b"rev-parse", b".git/", b"git describe", b"--dirty", b"libgit2", b"gix-")

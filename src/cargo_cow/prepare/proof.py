@@ -40,6 +40,7 @@ class Reason(NamedTuple):
 _TEXTS = {
     "dirty": "its fingerprint is empty: the build that should have made it did not finish",
     "not-recorded": "there is no record of what it was made from{}",
+    "newer": "{} is newer, and there is no record to compare it with",
     "content": "{} has other content",
     "missing": "{} is gone",
     "declared-missing": "its script declares {}, which does not exist: Cargo always reruns it",
@@ -55,7 +56,7 @@ _TEXTS = {
 }
 
 # In place these are for Cargo to judge: it would be as blind without us.
-_SOFT = frozenset({"package", "hidden", "git", "not-recorded", "dependency-unproven"})
+_SOFT = frozenset({"package", "hidden", "git", "not-recorded", "newer", "dependency-unproven"})
 
 
 class Verdict(NamedTuple):
@@ -218,7 +219,10 @@ class _Proof:
     def unrecorded(self, unit: Unit) -> Verdict:
         """A unit without record: third-party ones need none, local ones are not proven."""
         if not self.cloned:
-            return Verdict(unit.key, "kept")
+            newer = self.newer_input(unit)
+            if newer is None:
+                return Verdict(unit.key, "kept")
+            return Verdict(unit.key, "unproven", Reason("newer", newer))
         missing = Reason("not-recorded")
         if unit.is_script_run:
             return Verdict(unit.key, "unproven", missing)
@@ -238,6 +242,27 @@ class _Proof:
             if makefile is None or any(key == "OUT_DIR" for key, _ in makefile.env):
                 return Verdict(unit.key, "unproven", missing)
         return Verdict(unit.key, "kept")
+
+    def newer_input(self, unit: Unit) -> str | None:
+        """An input that Cargo would call newer than a unit without record; None if there is none.
+
+        Only where the package can be told by its name: this informs people, Cargo decides.
+        """
+        roots = self.place.members.get(unit.package, ())
+        reference = mtime(unit.reference_file)
+        if len(roots) != 1 or reference is None or unit.is_script_run:
+            return None
+        try:
+            info = unit.dep_info()
+        except UnknownFormat:
+            return None
+        for file in info.files if info is not None else ():
+            if file.base == depinfo.PACKAGE:
+                path = _join(roots[0], file.path)
+                newest = self.stat(path)
+                if newest is None or newest > reference:
+                    return path
+        return None
 
     def reason(self, unit: Unit, made: Record) -> Reason | None:
         """The first reason why the unit is not proven here; None if it is."""
