@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -167,6 +168,21 @@ def test_a_maker_waits_for_a_sweeper_at_work(btrfs: Path) -> None:
     assert path.is_dir()
     os.waitpid(children[0], 0)
     temporaries.release(path)
+
+
+def test_without_locks_nothing_is_stale_and_nobody_is_stopped(
+    btrfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    path, target = temporary_sibling(btrfs / "target"), btrfs / "target"
+    create_target(path)
+    temporaries.release(path)
+    assert stale_temporaries(btrfs, "target") == []
+    publish(path, target)
+    assert target.is_dir()
 
 
 def test_no_parent_no_temporaries(tmp_path: Path) -> None:

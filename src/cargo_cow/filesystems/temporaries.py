@@ -65,21 +65,26 @@ def make(path: Path, maker: Callable[[], None]) -> None:
 
 def _lock(path: Path, *, wait: bool) -> int | None:
     """A descriptor that locks the directory ``path``, or None: gone, or (unless we ``wait``)
-    locked by another."""
+    locked by another.
+
+    Where directories cannot be locked (NFS), who waits is not kept from its work, and nothing is
+    ever called stale.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        locked, named = os.fstat(descriptor), os.lstat(path)
-        if (locked.st_dev, locked.st_ino) == (named.st_dev, named.st_ino):
+        locked = True
+    except OSError:
+        locked = wait
+    try:
+        ours, named = os.fstat(descriptor), os.lstat(path)
+        if locked and (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino):
             return descriptor
-    except (BlockingIOError, FileNotFoundError):
+    except FileNotFoundError:
         pass
-    except BaseException:
-        os.close(descriptor)
-        raise
     os.close(descriptor)
     return None
 
