@@ -1,4 +1,4 @@
-"""Baked paths in what the real rustc makes: constants, panics, includes, archives, debug sections."""
+"""Baked paths in what the real rustc makes: constants, panics, includes, archives, debug info."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ def test_metadata_contradicts_other_content(tmp_path: Path) -> None:
 
 
 def test_scripts_that_ask_git(tmp_path: Path) -> None:
-    asks = 'fn main() { std::process::Command::new("git").args(["rev-parse", "HEAD"]).output().unwrap(); }'
+    asks = """fn main() {
+        std::process::Command::new("git").args(["rev-parse", "HEAD"]).output().unwrap();
+    }"""
     files, _, _ = _compile(tmp_path, asks, _GENERATED, "bin")
     assert outputs.asks_git(files[0])
     files, _, _ = _compile(

@@ -177,10 +177,10 @@ def _ask_cargo(directory: str, arguments: list[str], toolchain: list[str]) -> _A
 
 
 def _cache_file(identity: str) -> str:
-    import hashlib
+    from blake3 import blake3
 
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    name = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    name = str(blake3(identity.encode("utf-8", "surrogateescape")).hexdigest())[:32]
     return f"{base}/cargo-cow/workspaces/{name}.json"
 
 
