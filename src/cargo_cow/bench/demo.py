@@ -78,7 +78,7 @@ def tell(
 
 
 def _walk(bench: Bench, tool: str, say: Callable[[str], None]) -> tuple[dict[str, Did], Disk]:
-    revisions, labels = bench.project.revisions, bench.project.labels
+    revisions = bench.project.revisions
     done: dict[str, Did] = {}
 
     def step(name: str, root: Path, act: Callable[[], object], revision: str) -> None:
@@ -92,22 +92,22 @@ def _walk(bench: Bench, tool: str, say: Callable[[str], None]) -> tuple[dict[str
 
     main = bench.main(tool)
     worktree = main.parent / "worktree"
-    step(f"first build of {labels[0]}", main, lambda: None, revisions[0])
+    step("first build", main, lambda: None, revisions[0])
     os.sync()  # so that its extents are on the disk when they are counted
     step(
-        "new worktree, first build there",
+        "new worktree, built",
         worktree,
         lambda: bench.add(tool, worktree.name, revisions[0]),
         revisions[0],
     )
     os.sync()
     disk = Disk(filesystems.usage(bench.target(worktree)), filesystems.usage(bench.target(main)))
-    step("the same again, nothing changed", worktree, lambda: None, revisions[0])
-    for revision, label in zip(revisions[1:], labels[1:], strict=True):
+    step("nothing changed", worktree, lambda: None, revisions[0])
+    for revision in revisions[1:]:
         there = partial(bench.switch, worktree, revision)
         back = partial(bench.switch, worktree, revisions[0])
-        step(f"switch to {label}", worktree, there, revision)
-        step(f"and back to {labels[0]}", worktree, back, revisions[0])
+        step("other commit, built", worktree, there, revision)
+        step("and back, built", worktree, back, revisions[0])
     return done, disk
 
 
@@ -158,28 +158,28 @@ def as_json(told: Told) -> dict[str, object]:
 
 def render(told: Told) -> Iterator[RenderableType]:
     """The table."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     kind = {"image": ", an image of our own", "copy": ": plain copies"}.get(told.place.kind, "")
-    table = Table(title=f"{told.project.name} on {told.place.filesystem}{kind}")
-    table.add_column("step")
+    yield Text(f"{' and '.join(told.project.labels)}, on {told.place.filesystem}{kind}")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
     for tool in ("plain Cargo", "Cargo-CoW"):
-        table.add_column(f"{tool}\nrustc", justify="right")
-        table.add_column("\nscripts", justify="right")
-        table.add_column("\nseconds", justify="right")
+        table.add_column(f"{tool}\nseconds", justify="right", no_wrap=True)
+        table.add_column("\nrustc", justify="right", no_wrap=True)
+        table.add_column("\nscripts", justify="right", no_wrap=True)
     for step in told.steps:
         cells = [
             cell
             for did in (step.plain, step.cow)
-            for cell in (str(did.rustc), str(did.scripts), f"{did.seconds:.2f}")
+            for cell in (f"{did.seconds:.2f}", str(did.rustc), str(did.scripts))
         ]
         table.add_row(step.name, *cells)
     table.add_section()
     table.add_row(
-        "disk of the worktree's target, exclusive",
-        "",
-        "",
+        "the worktree's disk",
         _bytes(told.plain_disk.worktree),
         "",
         "",
@@ -188,8 +188,9 @@ def render(told: Told) -> Iterator[RenderableType]:
     yield table
     main = told.cow_disk.main
     yield Text(
-        "rustc and scripts: processes that ran, counted where they start.  Seconds include making "
-        "the worktree and switching.  Exclusive: bytes no other file shares; the main target "
+        "rustc, scripts: processes that ran, counted where they start.  Seconds include making the "
+        "worktree and switching.  Disk: bytes of its target that no other file shares, right after "
+        "its first build; the main checkout's target "
         f"holds {report.size(main.exclusive_bytes + main.shared_bytes)}."
     )
 

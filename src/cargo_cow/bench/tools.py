@@ -32,6 +32,12 @@ TOOLS: Mapping[str, str] = {
 # Ways that start from the same built main checkout, which is thus built once.
 _MAIN_OF = {PLAIN: PLAIN, COW: COW, SHIM: COW, REFLINK: PLAIN, TOUCHED: PLAIN}
 
+# cargo-util's paths.rs, create_dir_all_excluded_from_backups_atomic.
+_CACHE_TAG = """\
+Signature: 8a477f597d28d172789f06886806bc55
+# This file is a cache directory tag created by cargo.
+"""
+
 
 class Built(NamedTuple):
     """One build: its wall-clock time and what it started."""
@@ -90,7 +96,7 @@ class Bench:
                 # As `cargo cow init` leaves a main checkout: ready to be snapshotted.
                 target = self.target(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                filesystems.create_target(target)
+                self.new_target(root)
         return root
 
     def switch(self, root: Path, revision: str) -> None:
@@ -129,6 +135,12 @@ class Bench:
         """Take a worktree away again; never measured."""
         self.forget_target(root)
         projects.git(["worktree", "remove", "--force", "--force", str(root)], self.main(tool))
+
+    def new_target(self, root: Path) -> None:
+        """An empty target that can be snapshotted, marked as Cargo marks those it makes."""
+        target = self.target(root)
+        filesystems.create_target(target)
+        (target / "CACHEDIR.TAG").write_text(_CACHE_TAG)
 
     def forget_target(self, root: Path) -> None:
         target = self.target(root)

@@ -66,7 +66,7 @@ def cold(bench: Bench, tool: str, _run: int) -> Sample:
     root = bench.main(tool)
     bench.forget_target(root)
     if tool == COW:
-        filesystems.create_target(bench.target(root))
+        bench.new_target(root)
     return _sample(bench.build(tool, root))
 
 
