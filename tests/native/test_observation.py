@@ -51,7 +51,7 @@ def test_the_whole_of_it(unit: Unit) -> None:
     lib, b = unit.root / "src/lib.rs", unit.root / "src/b.rs"
     assert observed(unit) == {
         "format": 1,
-        "invoked": 1_700_000_000_123_456_789,
+        "invoked": unit.stamp.stat().st_mtime_ns,
         "cwd": str(unit.root),
         "files": [
             ["src/lib.rs", 10, digest(lib)],
@@ -165,6 +165,15 @@ def test_a_file_that_the_build_script_has_just_written(unit: Unit) -> None:
         assert names(unit) == ["out/generated.rs"]
 
 
+def test_a_clock_that_lags_behind_ours(unit: Unit) -> None:
+    """The filesystem stamped Cargo's start an hour ago: what it stamped since may be an edit."""
+    hour_ago = unit.stamp.stat().st_mtime_ns - 3_600_000_000_000
+    os.utime(unit.stamp, ns=(hour_ago, hour_ago))
+    unit.call(unit.writes("src/lib.rs"), announced=False)
+    assert observed(unit)["invoked"] == hour_ago
+    assert names(unit) == []
+
+
 def test_sources_that_never_change(unit: Unit, tmp_path: Path) -> None:
     home, sysroot = tmp_path / "home" / "cargo", tmp_path / "toolchain"
     (sysroot / "lib/rustlib").mkdir(parents=True)
@@ -219,13 +228,13 @@ def test_a_dep_info_that_cargo_would_refuse(unit: Unit, text: bytes) -> None:
 
 
 def test_a_unit_that_cargo_did_not_announce(unit: Unit) -> None:
-    (unit.fingerprint / "invoked.timestamp").unlink()
+    unit.stamp.unlink()
     unit.call(unit.writes("src/lib.rs"))
     assert not unit.observed.exists()
 
 
 def test_a_unit_announced_again_meanwhile(unit: Unit) -> None:
-    unit.call(unit.writes("src/lib.rs") + f"touch '{unit.fingerprint}/invoked.timestamp'")
+    unit.call(unit.writes("src/lib.rs") + f"touch '{unit.stamp}'")
     assert not unit.observed.exists()
 
 

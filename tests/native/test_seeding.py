@@ -138,6 +138,18 @@ def test_a_target_built_without_us_is_remembered(project: Project) -> None:
     assert project.calls() == []
 
 
+def test_a_compile_behind_another_wrapper_is_remembered(project: Project) -> None:
+    """Our parent is not Cargo then, but the output tells where we are."""
+    wrapper = project.notes.with_name("wrapper")
+    wrapper.write_text(f'#!/bin/sh\n"{project.shim}" "$@"\n')
+    wrapper.chmod(0o755)
+    project.cargo("build", RUSTC_WRAPPER="")
+    (project.worktree / "src/lib.rs").write_text("pub fn edited() {}")
+    assert not project.marker(project.worktree).exists()
+    project.cargo("build", RUSTC_WRAPPER=str(wrapper))
+    assert project.marker(project.worktree).exists()
+
+
 def test_the_main_checkout_is_seeded_from_its_worktrees(project: Project) -> None:
     project.cargo("build", where=project.main)
     assert project.calls() == project.seeded(project.main)

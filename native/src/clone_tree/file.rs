@@ -1,7 +1,6 @@
 //! The contents of one file.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{IFlags, SeekFrom};
 use rustix::io::Errno;
@@ -16,33 +15,22 @@ pub enum Method {
     Copied(Option<&'static str>),
 }
 
-/// An errno that said "no two files here can share": not asked again for the rest of the run,
-/// which has one source and one destination filesystem.
-#[derive(Debug, Default)]
-pub struct Refusal(AtomicU32);
-
 /// The errno of FICLONE that permit a copy; all others are errors.
 ///
 /// From ioctl_ficlonerange(2) and the filesystems: EOPNOTSUPP, ENOTTY and ENOSYS where the
 /// filesystem (or sandbox) does not know the call, EXDEV between filesystems, EINVAL where
 /// these two files cannot share (block size, Btrfs' NODATASUM against checksummed), EAGAIN where
 /// OpenZFS has not yet written the source out.  ETXTBSY (an active swap file) is an error.
-fn permits_copy(errno: Errno) -> Option<(&'static str, Scope)> {
+fn permits_copy(errno: Errno) -> Option<&'static str> {
     Some(match errno {
-        Errno::OPNOTSUPP => ("EOPNOTSUPP", Scope::Everywhere),
-        Errno::NOTTY => ("ENOTTY", Scope::Everywhere),
-        Errno::NOSYS => ("ENOSYS", Scope::Everywhere),
-        Errno::XDEV => ("EXDEV", Scope::Everywhere),
-        Errno::INVAL => ("EINVAL", Scope::ThisFile),
-        Errno::AGAIN => ("EAGAIN", Scope::ThisFile),
+        Errno::OPNOTSUPP => "EOPNOTSUPP",
+        Errno::NOTTY => "ENOTTY",
+        Errno::NOSYS => "ENOSYS",
+        Errno::XDEV => "EXDEV",
+        Errno::INVAL => "EINVAL",
+        Errno::AGAIN => "EAGAIN",
         _ => return None,
     })
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Scope {
-    ThisFile,
-    Everywhere,
 }
 
 /// Attempts and pause while OpenZFS says EAGAIN, after the source was synced.
@@ -50,35 +38,20 @@ const AGAIN_ATTEMPTS: u32 = 20;
 const AGAIN_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// Fills the empty file `to` with the `size` bytes of `from`.
-pub fn transfer(
-    from: impl AsFd,
-    to: impl AsFd,
-    size: u64,
-    mode: Mode,
-    refusal: &Refusal,
-) -> Result<Method, Errno> {
+///
+/// Every file is asked for anew: some filesystems refuse single files (XFS those on its realtime
+/// device), and a refused ioctl costs a microsecond.
+pub fn transfer(from: impl AsFd, to: impl AsFd, size: u64, mode: Mode) -> Result<Method, Errno> {
     let (from, to) = (from.as_fd(), to.as_fd());
     if mode == Mode::Copy {
         copy(from, to, size, false)?;
         return Ok(Method::Copied(None));
     }
-    let errno = match refusal.0.load(Ordering::Relaxed) {
-        0 => match reflink(from, to) {
-            Ok(()) => return Ok(Method::Reflinked),
-            Err(errno) => errno,
-        },
-        raw => Errno::from_raw_os_error(raw.cast_signed()),
+    let Err(errno) = reflink(from, to) else {
+        return Ok(Method::Reflinked);
     };
-    let Some((reason, scope)) = permits_copy(errno) else {
-        return Err(errno);
-    };
-    if mode == Mode::Reflink {
-        return Err(errno);
-    }
-    if scope == Scope::Everywhere {
-        let raw = errno.raw_os_error().cast_unsigned();
-        refusal.0.store(raw, Ordering::Relaxed);
-    }
+    let reason = permits_copy(errno).filter(|_| mode == Mode::Auto);
+    let reason = reason.ok_or(errno)?;
     copy(from, to, size, true)?;
     Ok(Method::Copied(Some(reason)))
 }

@@ -28,6 +28,9 @@ type Nanoseconds = i128;
 /// Version of `cow-observed.json`.
 const FORMAT: u32 = 1;
 
+/// From Cargo's `invoked.timestamp` to our start, on one clock.
+const LONGEST_LAUNCH: Nanoseconds = 1_000_000_000;
+
 /// A compile that shall be observed.
 pub struct Plan {
     /// Cargo's fingerprint directory of the unit.
@@ -73,8 +76,8 @@ impl Plan {
 
     /// The start of the compile.  Where a build script may have written into `OUT_DIR` a moment
     /// ago, its files could not be told from later edits, because the clock that stamps files
-    /// lags behind by a tick and more (4 ms at 250 Hz; a late tick was seen to bring a time from
-    /// before it was due).  So wait until even that clock has passed the present.
+    /// lags behind by a tick (4 ms at 250 Hz) and more: under load every tenth file was stamped
+    /// later than the next tick said it was.  So wait until that clock has passed the present.
     pub fn start(&self) -> Nanoseconds {
         if variable("OUT_DIR").is_some() {
             let present = clock(ClockId::Realtime);
@@ -88,6 +91,19 @@ impl Plan {
         file_clock()
     }
 
+    /// From which stamp on an input may have been changed since the compile began.
+    ///
+    /// Cargo compares inputs with `invoked.timestamp`, both stamped by the filesystem.  Where that
+    /// is a server whose clock lags behind ours, our own start would make us blinder than Cargo;
+    /// so where the two are far apart, the earlier one counts.
+    fn since(&self, started: Nanoseconds) -> Nanoseconds {
+        if started - self.invoked > LONGEST_LAUNCH {
+            self.invoked
+        } else {
+            started
+        }
+    }
+
     /// After the compile that began at `started` succeeded.  Returns a line for the log.
     pub fn write(&self, started: Nanoseconds) -> Result<String, String> {
         let failed = |what: &Path| {
@@ -95,7 +111,8 @@ impl Plan {
             move |error: std::io::Error| format!("{what}: {error}")
         };
         let stat = fs::metadata(&self.dep_info).map_err(failed(&self.dep_info))?;
-        if modified(&stat) < earliest_stamp(modified(&stat), started) {
+        let since = self.since(started);
+        if modified(&stat) < earliest_stamp(modified(&stat), since) {
             return Err(format!("{}: not of this run", self.dep_info.display()));
         }
         let text = fs::read_to_string(&self.dep_info).map_err(failed(&self.dep_info))?;
@@ -106,7 +123,7 @@ impl Plan {
             .to_str()
             .ok_or("the working directory is not UTF-8")?;
         let mut hasher = Hasher {
-            started,
+            started: since,
             moved: HashMap::new(),
         };
         let mut files = Vec::new();

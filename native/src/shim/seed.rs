@@ -406,3 +406,67 @@ fn exists(path: &Path) -> bool {
 fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cargo(line: &str) -> Cargo {
+        Cargo {
+            identity: None,
+            directory: PathBuf::from("/w"),
+            arguments: line.split_whitespace().map(OsString::from).collect(),
+        }
+    }
+
+    #[test]
+    fn what_may_build() {
+        for line in [
+            "",
+            "--locked",
+            "build",
+            "+nightly -Z unstable-options --config a=1 test",
+            "-C sub b",
+            "xtask metadata",
+            "install --path .",
+        ] {
+            assert!(cargo(line).may_build(), "{line}");
+        }
+        for line in [
+            "metadata --format-version 1",
+            "--color never clean",
+            "-q --config build.jobs=1 fetch",
+            "install ripgrep",
+        ] {
+            assert!(!cargo(line).may_build(), "{line}");
+        }
+    }
+
+    #[test]
+    fn where_the_project_is() {
+        assert_eq!(cargo("build").project_directory(), Path::new("/w"));
+        let manifest = cargo("build --manifest-path sub/Cargo.toml");
+        assert_eq!(manifest.project_directory(), Path::new("/w/sub"));
+        let manifest = cargo("build --manifest-path=/x/Cargo.toml");
+        assert_eq!(manifest.project_directory(), Path::new("/x"));
+        let installed = cargo("install --path tool");
+        assert_eq!(installed.project_directory(), Path::new("/w/tool"));
+    }
+
+    #[test]
+    fn a_child_that_takes_too_long() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(!ended_within(&mut child, Duration::from_millis(30)));
+        child.kill().unwrap();
+        assert!(ended_within(&mut child, Duration::from_secs(30)));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_itself() {
+        let ours = std::process::id().cast_signed();
+        assert_eq!(identity(ours), identity(ours));
+        assert_ne!(identity(ours), identity(1));
+        assert_eq!(identity(-1), None);
+    }
+}
