@@ -80,6 +80,20 @@ class Finding(NamedTuple):
         )
 
 
+class Call(NamedTuple):
+    """A Cargo call; ``inside`` is the directory it is made in, relative to the workspace root."""
+
+    verb: str
+    args: tuple[str, ...]
+    inside: str
+
+    def argv(self) -> list[str]:
+        return [self.verb, "--message-format=json", *self.args]
+
+    def __str__(self) -> str:
+        return " ".join([f"({self.inside})"] * bool(self.inside) + [self.verb, *self.args])
+
+
 class Count(NamedTuple):
     """Cargo's verdicts in the first build of a checkout that was not the first of the project."""
 
@@ -166,7 +180,11 @@ class World:
         skipped = {str(target) for target in self._targets(name)}
         old = self._old_style(name)
         for directory, names, files in os.walk(checkout):
-            names[:] = [n for n in names if n != ".git" and str(Path(directory, n)) not in skipped]
+            names[:] = [
+                n
+                for n in names
+                if n not in (".git", ".worktrees") and str(Path(directory, n)) not in skipped
+            ]
             for file in files:
                 path = Path(directory, file)
                 stat = path.lstat()
@@ -190,7 +208,7 @@ class World:
 
     # --- builds ----------------------------------------------------------------------------
 
-    def _plain(self, name: str, args: Sequence[str], place: Path) -> Observation:
+    def _plain(self, name: str, call: Call, place: Path) -> Observation:
         """Plain Cargo with the targets in ``place`` bound over the checkout's own."""
         script = ""
         made = []
@@ -202,57 +220,58 @@ class World:
                 made.append(target)
             script += f"mount --bind '{ours}' '{target}' && "
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script + 'exec "$@"']
-        argv += ["sh", sys.executable, observing.__file__, str(self._cwd(name))]
-        argv += ["cargo", "build", "--message-format=json", *args]
-        status, out, err = observing.run(argv, self._cwd(name), self._environment())
+        cwd = self._cwd(name) / call.inside
+        argv += ["sh", sys.executable, observing.__file__, str(cwd), "cargo", *call.argv()]
+        status, out, err = observing.run(argv, cwd, self._environment())
         for target in made:
             target.rmdir()
         assert status == 0, err
         return Observation.from_json(out)
 
-    def _clean(self, name: str, args: Sequence[str]) -> Observation:
+    def _clean(self, name: str, call: Call) -> Observation:
         place = self.root / "clean"
         shutil.rmtree(place, ignore_errors=True)
         try:
-            return self._plain(name, args, place)
+            return self._plain(name, call, place)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
     def _tool_build(
-        self, name: str, args: Sequence[str], by: str, kill_after: float | None = None
+        self, name: str, call: Call, by: str = "tool", kill_after: float | None = None
     ) -> Observation:
-        cwd, env = self._cwd(name), self._environment()
-        argv = self.tool.build()
+        cwd = self._cwd(name) / call.inside
+        env = {**self._environment(), **self.tool.environment()}
+        argv = self.tool.cargo()
         self._build_times.setdefault(name, []).append(time.time_ns())
         if by == "plain":
-            argv = ["cargo", "build"]
+            argv = ["cargo"]
         else:
             self.tool.before_build(self._targets(name)[0])
         if by == "prepare" and (prepare := self.tool.prepare()) is not None:
             status, _, err = observing.run(prepare, cwd, env, kill_after=kill_after)
             assert status == 0 or kill_after is not None, err
-            argv = ["cargo", "build"]
-        argv = [*argv, "--message-format=json", *args]
-        got = observing.observe(argv, cwd, env, kill_after=kill_after)
+            argv = ["cargo"]
+        got = observing.observe([*argv, *call.argv()], cwd, env, kill_after=kill_after)
         if name not in self._built and self._built:
             self.firsts.append(Count(len(got.fresh), len(got.dirty)))
         self._built.add(name)
         return got
 
-    def _judge(self, name: str, args: Sequence[str], got: Observation) -> None:
-        twin = self._plain(name, args, self._twin(name))
+    def _judge(self, name: str, call: Call, got: Observation) -> None:
+        twin = self._plain(name, call, self._twin(name))
         self.log.append(
-            f"{self.step:3} {name} {' '.join(args)}: {len(got.fresh)} fresh, {len(got.dirty)} dirty"
+            f"{self.step:3} {name} {call}: {len(got.fresh)} fresh, {len(got.dirty)} dirty"
             f" (plain: {len(twin.dirty)} dirty){'' if got.ok else ' failed'}"
         )
         if (got.ok, got.seen) != (twin.ok, twin.seen) and (got.ok or twin.ok):
-            self._differ(name, got, twin, self._clean(name, args))
+            self._differ(name, got, twin, self._clean(name, call))
         self.failed += not got.ok
         if got.ok:
-            argv = ["cargo", "build", "--message-format=json", *args]
-            again = observing.observe(argv, self._cwd(name), self._environment(), programs=False)
+            cwd = self._cwd(name) / call.inside
+            argv = ["cargo", *call.argv()]
+            again = observing.observe(argv, cwd, self._environment(), programs=False)
             if again.dirty:
-                plain = self._plain(name, args, self._twin(name))
+                plain = self._plain(name, call, self._twin(name))
                 for unit in sorted(set(again.dirty) - set(plain.dirty)):
                     self._find("needless", name, unit, "dirty", "fresh")
 
@@ -273,35 +292,45 @@ class World:
     def _find(self, kind: str, name: str, key: str, got: str | None, clean: str | None) -> None:
         self.findings.append(Finding(kind, self.step, name, key, got, clean))
 
-    def _do_build(self, at: str, args: Sequence[str] = (), by: str = "tool") -> None:
+    def _do_build(self, at: str, by: str = "tool", **how: Any) -> None:
+        call = self._call(at, **how)
         before = self._sources(at)
-        got = self._tool_build(at, args, by)
+        got = self._tool_build(at, call, by)
         after = self._sources(at)
         for path in sorted({*before, *after}):
             if before.get(path) != after.get(path):
                 self._find("touched", at, path, str(after.get(path)), str(before.get(path)))
         self.builds += 1
-        self._judge(at, args, got)
+        self._judge(at, call, got)
 
-    def _do_interrupt(self, at: str, after: float, args: Sequence[str] = ()) -> None:
-        self._plain(at, args, self._twin(at))
-        self._tool_build(at, args, "tool", kill_after=after)
+    def _call(
+        self, at: str, args: Sequence[str] = (), verb: str = "build", inside: str = ""
+    ) -> Call:
+        known = (self._cwd(at) / inside).is_dir()  # members go when histories shrink
+        return Call(verb, tuple(args), inside if known else "")
 
-    def _do_during(self, at: str, after: float, change: Step, args: Sequence[str] = ()) -> None:
+    def _do_interrupt(self, at: str, after: float, **how: Any) -> None:
+        call = self._call(at, **how)
+        self._plain(at, call, self._twin(at))
+        self._tool_build(at, call, kill_after=after)
+
+    def _do_during(self, at: str, after: float, change: Step, **how: Any) -> None:
         """A change while a build runs; the twin builds before both."""
-        self._plain(at, args, self._twin(at))
-        with self._meanwhile(lambda: self._tool_build(at, args, "tool")):
+        call = self._call(at, **how)
+        self._plain(at, call, self._twin(at))
+        with self._meanwhile(lambda: self._tool_build(at, call)):
             time.sleep(after)
             self._play(change)
 
-    def _do_race(self, at: str, new: str, after: float, args: Sequence[str] = ()) -> None:
+    def _do_race(self, at: str, new: str, after: float, **how: Any) -> None:
         """A new worktree from a checkout in which a build runs."""
-        self._plain(at, args, self._twin(at))
-        with self._meanwhile(lambda: self._tool_build(at, args, "tool")):
+        call = self._call(at, **how)
+        self._plain(at, call, self._twin(at))
+        with self._meanwhile(lambda: self._tool_build(at, call)):
             time.sleep(after)
             self._do_worktree(at, new)
             if new in self.checkouts:
-                self._tool_build(new, args, "tool")
+                self._tool_build(new, call)
 
     @contextlib.contextmanager
     def _meanwhile(self, work: Callable[[], object]) -> Iterator[None]:
@@ -416,10 +445,12 @@ class World:
     def _do_undo(self, at: str) -> None:
         self._git(at, "checkout", "-q", "-f", "HEAD", "--", ".")
 
-    def _do_worktree(self, at: str, new: str, ref: str | None = None, by: str = "tool") -> None:
+    def _do_worktree(
+        self, at: str, new: str, ref: str | None = None, by: str = "tool", nested: bool = False
+    ) -> None:
         if new in self.checkouts:
             return
-        dest = self.root / new
+        dest = self.root / "main" / ".worktrees" / new if nested else self.root / new
         tool = self.tool if by == "tool" else Tool()
         refs = [ref] if ref is not None and self._known(at, ref) else []
         tool.add_worktree(self.checkouts[at], dest, refs, self._environment(), self._nest())
@@ -492,17 +523,26 @@ def play(root: Path, history: History, tool: Tool, *, stop: bool = True) -> Worl
 
 # --- random histories ------------------------------------------------------------------------
 
-ARGS: tuple[tuple[str, ...], ...] = (
-    (),
-    (),
-    (),
-    ("--workspace",),
-    ("--workspace", "--all-targets"),
-    ("--workspace", "--release"),
-    ("-p", "app", "--features", "app/extra"),
+CALLS: tuple[Step, ...] = (
+    {},
+    {},
+    {},
+    {"args": ["--workspace"]},
+    {"args": ["--workspace", "--all-targets"]},
+    {"args": ["--workspace", "--release"]},
+    {"args": ["-p", "app", "--features", "app/extra"]},
+    {"args": ["--workspace"], "verb": "check"},
+    {"args": ["--workspace", "--no-run"], "verb": "test"},
+    {"args": ["--target", "x86_64-unknown-linux-gnu"]},
 )
 
-VARIABLES = ("ORACLE_OPTION", "ORACLE_RERUN", "ORACLE_MACRO", "ORACLE_SCRIPT")
+VARIABLES: dict[str, tuple[str, ...]] = {
+    "ORACLE_OPTION": ("set1", "set2"),
+    "ORACLE_RERUN": ("set1", "set2"),
+    "RUSTFLAGS": ("--cfg oracle_flag",),
+    "CARGO_INCREMENTAL": ("0",),
+    "CARGO_PROFILE_DEV_OPT_LEVEL": ("1",),
+}
 
 HOW = ("write", "write", "write", "replace", "replace", "future", "past", "keep", "between")
 
@@ -518,11 +558,14 @@ class Author:
         self.refs: list[str] = []
         self.serial = 0
 
-    def _args(self) -> list[str]:
-        if self.chance.random() < 0.2:
-            inside = [m.name for m in self.workspace.members if m.place != "side"]
-            return ["-p", self.chance.choice(inside)]
-        return list(self.chance.choice(ARGS))
+    def _call(self) -> Step:
+        turn = self.chance.random()
+        members = [member.name for member in self.workspace.members if member.place == "crates"]
+        if turn < 0.15 and members:
+            return {"args": ["-p", self.chance.choice(members)]}
+        if turn < 0.22 and members:
+            return {"inside": f"crates/{self.chance.choice(members)}"}
+        return dict(self.chance.choice(CALLS))
 
     def _edit(self, at: str) -> Step:
         return {
@@ -544,7 +587,8 @@ class Author:
         self.checkouts.append(new)
         ref = self.chance.choice([None, None, *self.refs])
         by = self.chance.choice(["tool", "git"])
-        return [{"do": "worktree", "at": at, "new": new, "ref": ref, "by": by}]
+        nested = self.chance.random() < 0.2
+        return [{"do": "worktree", "at": at, "new": new, "ref": ref, "by": by, "nested": nested}]
 
     def _change(self, at: str) -> list[Step]:
         chance = self.chance
@@ -569,8 +613,9 @@ class Author:
         if kind == "tree":
             return self._tree(at)
         if kind == "variable":
-            value = chance.choice([None, "set1", "set2"])
-            return [{"do": "set", "name": chance.choice(VARIABLES), "value": value}]
+            name = chance.choice(sorted(VARIABLES))
+            value = chance.choice([None, *VARIABLES[name]])
+            return [{"do": "set", "name": name, "value": value}]
         if kind == "dotenv":
             path = chance.choice(
                 [".env", *self._packages("maybe.ignored"), *self._packages(".env")]
@@ -605,21 +650,21 @@ class Author:
 
     def _build(self, at: str) -> list[Step]:
         chance = self.chance
-        args = self._args()
+        call = self._call()
         kind = chance.choices(
             ["build", "plain", "prepare", "interrupt", "during", "race", "clean"],
             [12, 2, 2, 1.5, 1.5, 0.7, 0.5],
         )[0]
-        build: Step = {"do": "build", "at": at, "args": args, "by": "tool"}
+        build: Step = {"do": "build", "at": at, "by": "tool", **call}
         delay = round(chance.uniform(0.05, 1.2), 2)
         if kind in ("plain", "prepare"):
             return [{**build, "by": kind}]
         if kind == "interrupt":
-            return [{"do": "interrupt", "at": at, "after": delay, "args": args}, build]
+            return [{"do": "interrupt", "at": at, "after": delay, **call}, build]
         if kind == "during":
             change = {**self._edit(at), "how": "write"}
             steps: list[Step] = [
-                {"do": "during", "at": at, "after": delay, "change": change, "args": args}
+                {"do": "during", "at": at, "after": delay, "change": change, **call}
             ]
             if chance.random() < 0.5:
                 steps.append({"do": "undo", "at": at})
@@ -627,7 +672,7 @@ class Author:
         if kind == "race":
             for step in self._new_worktree(at):
                 new = step["new"]
-                race = {"do": "race", "at": at, "new": new, "after": delay, "args": args}
+                race = {"do": "race", "at": at, "new": new, "after": delay, **call}
                 return [race, build, {**build, "at": new}]
         if kind == "clean":
             return [{"do": "clean", "at": at}, build]
@@ -642,7 +687,8 @@ class Author:
         self.refs.append("t0")
         if chance.random() < 0.3:  # experiment (e): checkouts older than the target
             steps += self._new_worktree("main")
-        steps += [{"do": "build", "at": "main", "args": self._args(), "by": "tool"}]
+        by = chance.choice(["tool", "tool", "plain"])
+        steps += [{"do": "build", "at": "main", "by": by, **self._call()}]
         while len(steps) < length:
             at = chance.choice([*self.checkouts, self.checkouts[-1]])
             turn = chance.random()

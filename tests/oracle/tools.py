@@ -33,9 +33,9 @@ class Tool:
 
     name = "cargo"
 
-    def build(self) -> list[str]:
-        """The program and subcommand that stand for ``cargo build``."""
-        return ["cargo", "build"]
+    def cargo(self) -> list[str]:
+        """The program that stands for ``cargo``."""
+        return ["cargo"]
 
     def prepare(self) -> list[str] | None:
         """The call that only prepares, where there is one."""
@@ -43,6 +43,10 @@ class Tool:
 
     def before_build(self, target: Path) -> None:
         """What the tool does by itself before each build."""
+
+    def environment(self) -> dict[str, str]:
+        """What the tool adds to the environment of its own and of plain builds."""
+        return {}
 
     def add_worktree(
         self, source: Path, dest: Path, ref: list[str], env: Mapping[str, str], root: str
@@ -56,8 +60,8 @@ class CargoCow(Tool):
     name = "cargo-cow"
     _argv = (sys.executable, "-m", "cargo_cow")
 
-    def build(self) -> list[str]:
-        return [*self._argv, "build"]
+    def cargo(self) -> list[str]:
+        return list(self._argv)
 
     def prepare(self) -> list[str] | None:
         return [*self._argv, "prepare"]
@@ -70,6 +74,17 @@ class CargoCow(Tool):
             argv, cwd=source / root, env=dict(env), check=False, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+
+
+class CargoCowShim(CargoCow):
+    """With the shim as RUSTC_WRAPPER, as ``cargo cow init`` sets it up."""
+
+    name = "cargo-cow-shim"
+
+    def environment(self) -> dict[str, str]:
+        from cargo_cow import native
+
+        return {"RUSTC_WRAPPER": str(native.program())}
 
 
 def _touch_all(target: Path) -> None:
@@ -145,7 +160,5 @@ class RestoredTimes(Tool):
                 os.utime(ours, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-TOOLS: dict[str, type[Tool]] = {
-    tool.name: tool
-    for tool in (Tool, CargoCow, CopyAndTouch, TouchInPlace, CopyWithTimes, RestoredTimes)
-}
+_ALL = (Tool, CargoCow, CargoCowShim, CopyAndTouch, TouchInPlace, CopyWithTimes, RestoredTimes)
+TOOLS: dict[str, type[Tool]] = {tool.name: tool for tool in _ALL}

@@ -100,7 +100,7 @@ class Builder:
         self.manifest: list[str] = []
         self.crate_types: list[str] = []
         self.features: list[str] = []
-        self.script = ""
+        self.build_dependencies: list[str] = []
 
     @property
     def name(self) -> str:
@@ -347,6 +347,27 @@ def _macro_exists(b: Builder) -> None:
     b.see("mac.exists", 'mac::exists!("maybe.ignored")')
 
 
+def _reexports(b: Builder) -> None:
+    """Hands the macros on: users reach them without depending on ``mac`` themselves."""
+    b.items.append("pub use mac;")
+
+
+def _macro_reexported(b: Builder) -> None:
+    """A macro by way of the first used member that hands it on."""
+    b.file("reached.txt", f"reached {FIRST}\n", ("reached", "reached "))
+    for name in b.member.uses:
+        used = next(member for member in b.workspace.members if member.name == name)
+        if "macro_reexports" in used.parts:
+            b.see("mac.reached", f'{name}::mac::read!("reached.txt")')
+            return
+
+
+def _flag(b: Builder) -> None:
+    b.inner.append("#![allow(unexpected_cfgs)]")
+    b.see("flag", "cfg!(oracle_flag)")
+    b.see("debug", "cfg!(debug_assertions)")
+
+
 def _capi(b: Builder) -> None:
     b.crate_types.extend(["rlib", "cdylib", "staticlib"])
     b.items.append(
@@ -385,6 +406,9 @@ PARTS: dict[str, Callable[[Builder], None]] = {
     "macro_include": _macro_include,
     "macro_derived": _macro_derived,
     "macro_exists": _macro_exists,
+    "macro_reexports": _reexports,
+    "reached": _macro_reexported,
+    "flag": _flag,
     "capi": _capi,
 }
 
@@ -570,6 +594,8 @@ def _links(b: Builder) -> str:
     return (
         f'println!("cargo::metadata=number={{}}", {_script_input(b)}.trim());\n'
         'println!("cargo::metadata=include={}", manifest.join("include").display());\n'
+        'println!("cargo::metadata=out={}", out.display());\n'
+        f'fs::write(out.join("api.txt"), {_script_input(b)}).unwrap();\n'
         'println!("cargo::rerun-if-changed=input.txt");\n'
     )
 
@@ -578,11 +604,12 @@ def _uses_links(b: Builder) -> str:
     """Consumes the metadata of every ``links`` package that it uses."""
     text = 'println!("cargo::rerun-if-changed=build.rs");\n'
     for used in b.member.uses:
-        for key in ("NUMBER", "INCLUDE"):
+        for key in ("NUMBER", "INCLUDE", "OUT"):
             variable = f"DEP_ORACLE_{used.upper()}_{key}"
-            text += _bake(
-                b, f"{used}_{key.lower()}", f'env::var("{variable}").unwrap_or("unset".into())'
-            )
+            value = f'env::var("{variable}").unwrap_or("unset".into())'
+            text += _bake(b, f"{used}_{key.lower()}", value)
+            if key == "OUT":
+                text += _generate(b, f"{used}_api", f'text(&Path::new(&{value}).join("api.txt"))')
     return text
 
 
@@ -626,6 +653,46 @@ println!("cargo::rerun-if-changed=native");
 """
 
 
+def _search_path(b: Builder) -> str:
+    """A directory of the package, by its absolute path, for the linker."""
+    b.file("lib/README", "libraries\n")
+    return (
+        'println!("cargo::rustc-link-search=native={}", manifest.join("lib").display());\n'
+        'println!("cargo::rerun-if-changed=build.rs");\n'
+    )
+
+
+def _declares_package(b: Builder) -> str:
+    b.file("listed/one.txt", f"listed {FIRST}\n", ("listed", "listed "))
+    b.directories.extend([_join(b.here, "listed"), b.here or "."])
+    return (
+        _generate(b, "listing", 'listing(&manifest.join("listed"))')
+        + 'println!("cargo::rerun-if-changed=.");\n'
+    )
+
+
+def _declares_source(b: Builder) -> str:
+    """Only ``src`` is declared; what it reads lies beside it."""
+    return _bake(b, "input", _script_input(b)) + 'println!("cargo::rerun-if-changed=src");\n'
+
+
+def _declares_out(b: Builder) -> str:
+    """Declares its own product."""
+    return _generate(b, "input", _script_input(b)) + (
+        'println!("cargo::rerun-if-changed={}", out.join("input.rs").display());\n'
+        'println!("cargo::rerun-if-changed=input.txt");\n'
+    )
+
+
+def _uses_helper(b: Builder) -> str:
+    """Build dependencies on the used members: their values come through the script."""
+    text = 'println!("cargo::rerun-if-changed=build.rs");\n'
+    for used in b.member.uses:
+        b.build_dependencies.append(used)
+        text += _bake(b, f"{used}_value", f"{used}::generic(1)")
+    return text
+
+
 def _bakes_profile(b: Builder) -> str:
     return (
         _bake(b, "profile", 'env::var("PROFILE").unwrap()')
@@ -666,6 +733,11 @@ SCRIPTS: dict[str, Callable[[Builder], str]] = {
     "uses_links": _uses_links,
     "prints_cfg": _prints_cfg,
     "native": _native,
+    "search_path": _search_path,
+    "declares_package": _declares_package,
+    "declares_source": _declares_source,
+    "declares_out": _declares_out,
+    "uses_helper": _uses_helper,
     "bakes_profile": _bakes_profile,
     "warning": _warning,
 }
@@ -847,6 +919,9 @@ def _manifest(b: Builder, workspace: Workspace, by_name: dict[str, Member]) -> s
         path = _relative(b.here, _place(workspace, used))
         package = f', package = "{used.package}"' if used.package else ""
         lines.append(f'{name} = {{ path = "{path}"{package} }}')
+    if b.build_dependencies:
+        lines.append("[build-dependencies]")
+        lines += [line for line in lines if line.partition(" =")[0] in b.build_dependencies]
     return "\n".join(lines) + "\n"
 
 
@@ -966,7 +1041,7 @@ ORACLE_CONFIG_PLAIN = "c{FIRST}"
     files[_join(root, ".cargo/config.toml")] = config
     inputs["config"] = Input(_join(root, ".cargo/config.toml"), 'PLAIN = "c')
     ignored = "".join(f"/{_join(root, directory)}\n" for directory in workspace.targets())
-    files[".gitignore"] = f"{ignored}.env\n*.ignored\n"
+    files[".gitignore"] = f"{ignored}.env\n*.ignored\n/.worktrees/\n"
     return Rendered(files, inputs, tuple(dict.fromkeys(directories)), tuple(moves))
 
 
