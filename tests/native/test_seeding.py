@@ -15,9 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-NOTE = (
-    'printf "%s|%s|%s|%s\\n" "$*" "$PWD" "$CARGO_COW_SEEDING" "${CARGO_TARGET_DIR-}" >> "$NOTES"\n'
-)
+NOTE = 'printf "%s|%s|%s\\n" "$*" "$PWD" "$CARGO_COW_SEEDING" >> "$NOTES"\n'
 
 
 class Project(NamedTuple):
@@ -58,8 +56,8 @@ class Project(NamedTuple):
             return []
         return [tuple(line.split("|")) for line in self.notes.read_text().splitlines()]
 
-    def seeded(self, where: Path | None = None, target: str = "") -> list[tuple[str, ...]]:
-        return [("prepare --seed", str(where or self.worktree), "1", target)]
+    def seeded(self, where: Path | None = None, options: str = "") -> list[tuple[str, ...]]:
+        return [(f"prepare --seed{options}", str(where or self.worktree), "1")]
 
     def marker(self, checkout: Path) -> Path:
         git_dir = _git("rev-parse", "--absolute-git-dir", where=checkout)
@@ -245,10 +243,9 @@ def test_other_questions_do_not_seed(project: Project) -> None:
 
 
 def test_a_target_named_on_the_command_line(project: Project) -> None:
-    elsewhere = project.worktree / "else where"
     project.does("mkdir -p 'else where'")
     project.cargo("build", "--target-dir", "else where")
-    assert project.calls() == project.seeded(target=str(elsewhere))
+    assert project.calls() == project.seeded(options=" --target-dir else where")
 
 
 @pytest.mark.parametrize("variable", ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"])
@@ -279,8 +276,10 @@ def test_a_target_named_by_the_configuration_is_pythons_to_judge(
 
 
 def test_a_manifest_elsewhere(project: Project, tmp_path: Path) -> None:
-    project.cargo("build", f"--manifest-path={project.worktree}/Cargo.toml", where=tmp_path)
-    assert project.calls() == project.seeded()
+    project.does(f"mkdir {project.worktree}/target")
+    project.cargo("build", "--manifest-path=feature/Cargo.toml", where=tmp_path)
+    assert project.calls() == project.seeded(tmp_path, " --manifest-path feature/Cargo.toml")
+    assert project.marker(project.worktree).exists()
 
 
 def test_arguments_of_the_program_that_is_run_are_not_cargos(project: Project) -> None:

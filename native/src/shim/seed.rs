@@ -141,7 +141,7 @@ pub fn at_probe() {
         log("not seeded: cargo-cow is not beside this program");
         return;
     };
-    match cargo.seed(&program, &project) {
+    match cargo.seed(&program) {
         Ok(outcome) => log(&format!("seeding: {outcome}")),
         Err(error) => log(&format!("cannot run {}: {error}", program.display())),
     }
@@ -289,18 +289,20 @@ impl Cargo {
         })
     }
 
-    fn seed(&self, program: &Path, project: &Path) -> io::Result<String> {
+    fn seed(&self, program: &Path) -> io::Result<String> {
         let mut command = Command::new(program);
         command
             .args(["prepare", "--seed"])
             .env("CARGO_COW_SEEDING", "1")
-            .current_dir(project)
+            .current_dir(&self.directory)
             .stdin(Stdio::null())
             .stdout(io::stderr().as_fd().try_clone_to_owned()?)
             // Its own group, so that all of it can be ended; signals are handed on.
             .process_group(0);
-        if let Some(target) = self.option("--target-dir") {
-            command.env("CARGO_TARGET_DIR", self.directory.join(target));
+        for name in ["--target-dir", "--manifest-path"] {
+            if let Some(value) = self.option(name) {
+                command.arg(name).arg(value);
+            }
         }
         let forwarding = Forwarding::begin();
         let mut child = command.spawn().inspect_err(|_| {
