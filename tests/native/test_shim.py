@@ -206,6 +206,15 @@ def test_a_chain_that_leads_nowhere_is_left_out(unit: Unit, observed: bool, name
     assert (done.returncode, done.stdout, done.stderr) == (3, b"ran\n", b"")
 
 
+def test_a_chain_that_leads_back_ends(unit: Unit, chain: Path) -> None:
+    """Another wrapper may have been told to call us."""
+    chain.write_text(f'#!/bin/sh\nexec "{unit.shim}" "$@"\n')
+    environment = unit.environment("echo ran") | {"CARGO_COW_CHAIN": str(chain)}
+    for arguments in (unit.arguments(), ["-vV"]):
+        done = unit.call(arguments=arguments, environment=environment)
+        assert (done.returncode, done.stdout) == (0, b"ran\n")
+
+
 def test_a_workspace_wrapper_gets_the_compiler(unit: Unit) -> None:
     driver = unit.root / "clippy-driver"
     driver.write_text(unit.compiler.read_text())

@@ -18,8 +18,9 @@ mod seed;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 /// `arguments` begin with the compiler.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
@@ -35,16 +36,20 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         seed::mark(&compile.out_dir);
         observe::Plan::of(compile)
     });
-    let command = process::with_chain(&arguments);
+    let chained = process::chained(&arguments);
     match plan {
-        Some(plan) => observed(&command, &arguments, &plan),
-        None => replace(&command, &arguments),
+        Some(plan) => observed(chained, &arguments, &plan),
+        None => replace(chained, &arguments),
     }
 }
 
-fn observed(command: &[OsString], compiler: &[OsString], plan: &observe::Plan) -> ExitCode {
+fn observed(mut chained: Option<Command>, compiler: &[OsString], plan: &observe::Plan) -> ExitCode {
     let started = plan.start();
-    match process::wait_for(command) {
+    let ended = match &mut chained {
+        Some(chained) => process::wait_for(chained),
+        None => process::wait_for(&mut process::plain(compiler)),
+    };
+    match ended {
         Ok(process::Ended::Exited(code)) => {
             if code == 0 {
                 guarded(|| {
@@ -59,19 +64,20 @@ fn observed(command: &[OsString], compiler: &[OsString], plan: &observe::Plan) -
         }
         Ok(process::Ended::Killed(signal)) => crate::signals::die_by(signal),
         Err(error) => {
-            log(&format!("cannot start {}: {error}", command[0].display()));
-            replace(command, compiler)
+            log(&format!("cannot run {}: {error}", compiler[0].display()));
+            replace(chained, compiler)
         }
     }
 }
 
-/// Becomes the compiler.  The chained wrapper failing to start leaves the compiler itself.
-fn replace(command: &[OsString], compiler: &[OsString]) -> ExitCode {
-    let mut error = process::exec(command);
-    if command.len() != compiler.len() {
-        log(&format!("cannot run {}: {error}", command[0].display()));
-        error = process::exec(compiler);
+/// Becomes the compiler.  Where the chained wrapper cannot be run, the compiler itself still can.
+fn replace(chained: Option<Command>, compiler: &[OsString]) -> ExitCode {
+    if let Some(mut chained) = chained {
+        let error = chained.exec();
+        let program = chained.get_program().display().to_string();
+        log(&format!("cannot run {program}: {error}"));
     }
+    let error = process::plain(compiler).exec();
     // There is no compiler; whoever called must learn why, as a shell would say it.
     let program = compiler[0].display();
     let _ = writeln!(std::io::stderr(), "error: cannot run {program}: {error}");

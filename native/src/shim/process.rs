@@ -1,10 +1,8 @@
-//! Running the compiler: becoming it, or waiting for it.
+//! Running the compiler, behind another wrapper where there is one.
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 use rustix::process::{Pid, WaitId, WaitIdOptions};
@@ -12,41 +10,32 @@ use rustix::process::{Pid, WaitId, WaitIdOptions};
 use super::variable;
 use crate::signals::{Forwarding, die_by};
 
+const CHAIN: &str = "CARGO_COW_CHAIN";
+
 pub enum Ended {
     Exited(u8),
     Killed(i32),
 }
 
-/// The command with the wrapper that `CARGO_COW_CHAIN` names in front of it.
-pub fn with_chain(compiler: &[OsString]) -> Vec<OsString> {
-    let chain = variable("CARGO_COW_CHAIN").filter(|chain| !is_ourselves(Path::new(chain)));
-    chain.into_iter().chain(compiler.iter().cloned()).collect()
+/// The compiler's words, with the wrapper that `CARGO_COW_CHAIN` names in front of them.
+///
+/// The wrapper no longer sees the variable: one that calls us back must not be called again.
+pub fn chained(compiler: &[OsString]) -> Option<Command> {
+    let mut command = Command::new(variable(CHAIN)?);
+    command.args(compiler).env_remove(CHAIN);
+    Some(command)
 }
 
-/// A chain that leads back here would never reach the compiler.
-fn is_ourselves(program: &Path) -> bool {
-    let file = |path: &Path| {
-        let stat = path.metadata().ok()?;
-        Some((stat.dev(), stat.ino()))
-    };
-    file(program).is_some_and(|it| file(Path::new("/proc/self/exe")) == Some(it))
-}
-
-fn command(words: &[OsString]) -> Command {
-    let mut command = Command::new(&words[0]);
-    command.args(&words[1..]);
+pub fn plain(compiler: &[OsString]) -> Command {
+    let mut command = Command::new(&compiler[0]);
+    command.args(&compiler[1..]);
     command
 }
 
-/// Returns only when the program cannot be run.
-pub fn exec(words: &[OsString]) -> io::Error {
-    command(words).exec()
-}
-
 /// Runs the command with our stdio, environment, process group and signals.
-pub fn wait_for(words: &[OsString]) -> io::Result<Ended> {
+pub fn wait_for(command: &mut Command) -> io::Result<Ended> {
     let forwarding = Forwarding::begin();
-    let mut child = command(words).spawn().inspect_err(|_| {
+    let mut child = command.spawn().inspect_err(|_| {
         if let Some(signal) = forwarding.received() {
             die_by(signal);
         }
