@@ -13,6 +13,7 @@ holds it against git's own answer.
 # ruff: noqa: PTH112, PTH116, PTH117, PTH118, PTH119, PTH120, PTH123
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -697,3 +698,20 @@ def _environment_files(base: bytes, directory: bytes) -> Iterator[bytes]:
             continue
         yield from files
         pending.extend(directories)
+
+
+def head_changed(checkout: Checkout) -> int:
+    """When HEAD last came to name another commit (ns since 1970), at the latest.
+
+    The mtime of HEAD's log, which every move of HEAD appends to; without a log that of HEAD and
+    of its branch.
+    """
+    times = []
+    log = checkout.git_dir / "logs" / "HEAD"
+    others = [checkout.git_dir / "HEAD", checkout.common_dir / "packed-refs"]
+    if checkout.branch is not None:
+        others.append(checkout.common_dir / "refs" / "heads" / checkout.branch)
+    for path in [log] if log.exists() else others:
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime_ns)
+    return max(times, default=0)

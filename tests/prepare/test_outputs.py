@@ -77,12 +77,14 @@ def test_bitcode_cannot_be_decided(tmp_path: Path) -> None:
     assert outputs.bakes_path(files, out_dir, included)
 
 
-def test_a_longer_name_is_another_path(tmp_path: Path) -> None:
+def test_constants_stand_side_by_side(tmp_path: Path) -> None:
+    """What follows a path says nothing about where it ends, unless it is known to go elsewhere."""
     file = tmp_path / "file"
     file.write_bytes(b"x/work/p-old/y")
-    assert outputs.contains_path(str(file), [b"/work/p"]) is None
-    file.write_bytes(b"x/work/p/y")
     assert outputs.contains_path(str(file), [b"/work/p"]) == b"/work/p"
+    assert outputs.contains_path(str(file), [b"/work/p"], [b"/work/p-old/"]) is None
+    file.write_bytes(b"x/work/p/y/work/p-old/")
+    assert outputs.contains_path(str(file), [b"/work/p"], [b"/work/p-old/"]) == b"/work/p"
 
 
 def test_metadata_contradicts_other_content(tmp_path: Path) -> None:

@@ -353,3 +353,75 @@ def test_the_new_layout(btrfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     git(there, "stash", "-q", "-u")
     git(there, "stash", "pop", "-q")
     assert cow(there, tmp_path, "build", *new, "-v").rustc == []
+
+
+_TELLTALE = {
+    "Cargo.toml": """[workspace]
+members = ["teller", "asks", "quiet", "gitty"]
+resolver = "2"
+""",
+    # A macro that puts a path into the code without a trace in the dep-info.
+    "teller/Cargo.toml": '[package]\nname = "teller"\nversion = "0.1.0"\nedition = "2021"\n'
+    "[lib]\nproc-macro = true\n",
+    "teller/src/lib.rs": """
+use proc_macro::TokenStream;
+#[proc_macro]
+pub fn manifest(_: TokenStream) -> TokenStream {
+    format!("{:?}", std::env::var("CARGO_MANIFEST_DIR").unwrap()).parse().unwrap()
+}
+#[proc_macro]
+pub fn dotenv(_: TokenStream) -> TokenStream {
+    let root = std::path::PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap());
+    let found = root.ancestors().find_map(|d| std::fs::read_to_string(d.join(".env")).ok());
+    format!("{:?}", found.unwrap_or("none".into()).trim()).parse().unwrap()
+}
+""",
+    "asks/Cargo.toml": '[package]\nname = "asks"\nversion = "0.1.0"\nedition = "2021"\n'
+    '[dependencies]\nteller = { path = "../teller" }\n',
+    "asks/src/main.rs": 'fn main() { println!("{} {}", teller::manifest!(), teller::dotenv!()); }\n',
+    # A script that declares less than it reads.
+    "quiet/Cargo.toml": '[package]\nname = "quiet"\nversion = "0.1.0"\nedition = "2021"\n',
+    "quiet/build.rs": """
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-env=TEXT={}", std::fs::read_to_string("text.txt").unwrap().trim());
+}
+""",
+    "quiet/text.txt": "one\n",
+    "quiet/src/main.rs": 'fn main() { println!("{}", env!("TEXT")); }\n',
+    # A script that asks git for the branch.
+    "gitty/Cargo.toml": '[package]\nname = "gitty"\nversion = "0.1.0"\nedition = "2021"\n',
+    "gitty/build.rs": """
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    let output = std::process::Command::new("git")
+        .args(["rev-parse", "--abbrev-ref", "HEAD"]).output().unwrap();
+    println!("cargo:rustc-env=BRANCH={}", String::from_utf8(output.stdout).unwrap().trim());
+}
+""",
+    "gitty/src/main.rs": 'fn main() { println!("{}", env!("BRANCH")); }\n',
+    ".gitignore": "/target\n.env\n",
+}
+
+
+def test_what_no_dep_info_tells(btrfs: Path, tmp_path: Path) -> None:
+    """Macros that bake paths or look for ``.env``, scripts that say less than they read."""
+    root = repository(btrfs / "main", _TELLTALE)
+    write(root, {".env": "secret\n"})
+    assert cargo(root, tmp_path, "build").status == 0
+    settle()
+    write(root, {"quiet/text.txt": "two\n"})
+    os.utime(root / "quiet/text.txt", ns=(10**18, 10**18))
+    git(root, "commit", "-qam", "text")
+    there = root.parent / "there"
+    git(root, "worktree", "add", "-q", "-b", "topic", str(there))
+    assert cow(there, tmp_path, "build").status == 0
+
+    def told(name: str) -> str:
+        return subprocess.run(
+            [there / "target/debug" / name], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert told("asks") == f"{there}/asks none"
+    assert told("quiet") == "two"
+    assert told("gitty") == "topic"

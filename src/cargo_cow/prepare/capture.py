@@ -22,7 +22,7 @@ from cargo_cow.cargo.target import Target, Unit, mtime
 from cargo_cow.errors import UnknownFormat
 from cargo_cow.prepare import outputs, record
 from cargo_cow.prepare.contents import MISSING, UNREADABLE, Contents
-from cargo_cow.prepare.macros import PURE
+from cargo_cow.prepare.macros import INCBIN, PURE, UNSTATED
 from cargo_cow.prepare.packages import Packages, keep_list
 from cargo_cow.prepare.place import Place, below
 from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, Input, Record, Timed
@@ -218,7 +218,6 @@ class Capturer:
             inputs=(),
             dependencies=tuple((dependency.key, invoked) for dependency, invoked in dependencies),
             env=self._untracked_env(unit),
-            head=place.head,
         )
 
     def _untracked_env(self, unit: Unit) -> tuple[tuple[str, str], ...]:
@@ -286,18 +285,53 @@ class Capturer:
         if wrong is not None:
             raise _Refused(f"the compiled unit holds another content of {wrong}")
         made = self._blank(started, self._relative_root(root), dependencies, unit)
-        macros = self._reachable_macros(unit)
-        package_files = None
-        if macros and self._packages.newest(root) <= reference:
-            digests = self._packages.digests(root)
-            package_files = self._packages.digest(root)
-            keep_list(self._target.build_dir, package_files, digests)
-        return made._replace(
-            inputs=tuple(sorted(inputs)),
-            out_dir_baked=self._out_dir_baked(unit),
-            macros=tuple(sorted(macros)),
-            package_files=package_files,
+        macros = set(self._reachable_macros(unit))
+        if any(self._includes_binary(root, entry) for entry in inputs):
+            macros.add(INCBIN)
+        made = made._replace(inputs=tuple(sorted(inputs)), out_dir_baked=self._out_dir_baked(unit))
+        return self._with_hidden(made, root, macros, reference)._replace(
+            bakes_root=bool(macros) and self._bakes_root(unit)
         )
+
+    def _with_hidden(self, made: Record, root: str, macros: set[str], reference: int) -> Record:
+        """``made``, for a unit of which not all inputs are known: with the package's files.
+
+        They count only if none of them was changed since the unit was made (``reference``, ns).
+        """
+        if not macros:
+            return made
+        names = tuple(sorted(macros))
+        made = made._replace(macros=names)
+        if self._packages.newest(root) > reference:
+            return made
+        digests = self._packages.digests(root, names)
+        made = made._replace(package_files=self._packages.digest(root, names))
+        keep_list(self._target.build_dir, str(made.package_files), digests)
+        return made
+
+    def _includes_binary(self, root: str, entry: Input) -> bool:
+        """Whether an input tells the assembler to include a file."""
+        bases = {PACKAGE: root, CHECKOUT: self._place.checkout}
+        path = os.path.join(bases.get(entry.base, ""), entry.path)
+        try:
+            if os.path.getsize(path) > 1 << 20:
+                return False
+            with open(path, "rb") as file:
+                return b"incbin" in file.read()
+        except OSError:
+            return False
+
+    def _bakes_root(self, unit: Unit) -> bool:
+        makefile = unit.makefile()
+        if makefile is None:
+            return True
+        place = self._place
+        named = [os.path.normpath(os.path.join(place.workspace, path)) for path in makefile.files]
+        files = unit.compared_outputs()
+        roots = {place.checkout, place.workspace}
+        if below(place.build_dir, place.checkout) is None:
+            roots.add(place.build_dir)
+        return any(outputs.bakes_root(files, root, named) for root in roots)
 
     def _observed(self, unit: Unit) -> dict[str, str]:
         seen = record.load_observation(unit)
@@ -358,8 +392,10 @@ class Capturer:
             ),
             None,
         )
-        asks = program is not None and outputs.asks_git(program)
+        asks = outputs.asks_git(program) if program is not None else ()
         made = made._replace(asks_git=asks)
+        if self._place.head_changed <= started:
+            made = made._replace(head=self._place.head, branch=self._place.branch)
         if script.rerun_if_changed or script.rerun_if_env_changed:
             inputs = []
             for declared in script.rerun_if_changed:
@@ -371,7 +407,10 @@ class Capturer:
                     inputs.append(Input(*self._based(path, root), MISSING))
                 else:
                     inputs.append(Input(*self._based(path, root), self._unchanged(path, reference)))
-            return made._replace(inputs=tuple(sorted(inputs)))
+            made = made._replace(inputs=tuple(sorted(inputs)))
+            if all(entry.base == PACKAGE and entry.path.endswith(".rs") for entry in inputs):
+                made = self._with_hidden(made, root, {UNSTATED}, reference)
+            return made
         return made._replace(timed=self._timed(unit, root))
 
     def _timed(self, unit: Unit, root: str) -> tuple[Timed, ...]:
@@ -413,12 +452,13 @@ class Capturer:
             if any(mentions(text, root) for root in roots):
                 return True
         needles = [os.fsencode(root) for root in roots]
+        excused = [os.fsencode(path) for path in place.registry]
         for directory, _, files in os.walk(unit.out_dir):
             for name in files:
                 path = f"{directory}/{name}"
                 if name.endswith((".rs", ".a", ".o", ".so", ".in", ".inc", ".json", ".txt")) and (
                     not os.path.islink(path)
-                    and outputs.contains_path(path, needles) is not None
+                    and outputs.contains_path(path, needles, excused) is not None
                     and not (name.endswith((".txt", ".json")) and not self._is_included(unit, path))
                 ):
                     return True

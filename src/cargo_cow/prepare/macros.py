@@ -32,3 +32,15 @@ PURE = frozenset(
     zeroize_derive zerovec-derive zvariant_derive
     """.split()
 )
+
+READS_BEYOND = {
+    # sqlx's offline mode: prepared queries of the whole workspace.
+    "sqlx-macros": (".sqlx", "sqlx-data.json"),
+}
+"""What known macros read outside the package that calls them, relative to the workspace root."""
+
+UNSTATED = "(what the script reads)"
+"""Stands for a script that declares only its own sources: it says nothing of what it reads."""
+
+INCBIN = "(incbin)"
+"""Stands for the assembler's ``.incbin``, which names files that rustc never sees."""

@@ -87,29 +87,29 @@ def _sections(data: mmap.mmap | bytes, start: int, end: int) -> list[_Section]:
 def occurrences(path: str, needle: bytes) -> Iterator[bytes]:
     """What follows each occurrence of ``needle`` outside debug sections (256 bytes at most).
 
-    It ends with the section.  An occurrence that only begins another name is left out.  Yields
-    one ``b"\0bitcode"`` for LLVM bitcode, whose strings are packed: nothing can be said about it.
-    Raises OSError.
+    It ends with the section.  Constants stand side by side without a terminator, so nothing can
+    be said from the next byte about where a path ends.  Yields one ``b"\0bitcode"`` for LLVM
+    bitcode, whose strings are packed: nothing can be said about it.  Raises OSError.
     """
     data = _view(path)
     for start, end in _members(data):
         if data[start : start + 4] in _BITCODE_MAGIC:
             yield b"\0bitcode"
             continue
-        at = data.find(needle, start, end)
-        if at < 0:
+        if data.find(needle, start, end) < 0:
             continue
         sections = _sections(data, start, end)
-        while at >= 0:
-            after = at + len(needle)
-            section = next((one for one in sections if one.start <= at < one.end), None)
-            limit = end if section is None else section.end
-            following = bytes(data[after : min(after + 256, limit)])
-            if not (section is not None and section.debug) and not (
-                following and following[0] in _NAME
-            ):
-                yield following
-            at = data.find(needle, after, end)
+        debug = sorted((one.start, one.end) for one in sections if one.debug)
+        low = start
+        for high, resume in [*debug, (end, end)]:
+            at = data.find(needle, low, high)
+            while at >= 0:
+                after = at + len(needle)
+                section = next((one for one in sections if one.start <= at < one.end), None)
+                limit = end if section is None else section.end
+                yield bytes(data[after : min(after + 256, limit)])
+                at = data.find(needle, after, high)
+            low = max(low, resume)
 
 
 # What follows a file's name: in the source map of crate metadata the byte that ends a string, which
@@ -118,7 +118,9 @@ def occurrences(path: str, needle: bytes) -> Iterator[bytes]:
 _END_OF_NAME = (b"\xc1", b"\0")
 
 
-def bakes_path(outputs: Sequence[str], value: str, included: Iterable[str]) -> bool:
+def bakes_path(
+    outputs: Sequence[str], value: str, included: Iterable[str], *, working_directory: bool = False
+) -> bool:
     """Whether ``outputs`` hold the path ``value`` other than as the name of an included file.
 
     ``included`` are the files that the unit's dep-info lists; those below ``value`` are named in
@@ -131,6 +133,8 @@ def bakes_path(outputs: Sequence[str], value: str, included: Iterable[str]) -> b
         if file.startswith(value + "/")
         for ending in _END_OF_NAME
     )
+    if working_directory:
+        names += (_END_OF_NAME[0],)
     try:
         for path in outputs:
             for following in occurrences(path, value.encode()):
@@ -141,12 +145,27 @@ def bakes_path(outputs: Sequence[str], value: str, included: Iterable[str]) -> b
     return False
 
 
-def contains_path(path: str, roots: Sequence[bytes]) -> bytes | None:
-    """The first of ``roots`` that the file holds outside debug sections; None if none."""
+def bakes_root(outputs: Sequence[str], root: str, named: Iterable[str]) -> bool:
+    """Whether ``outputs`` hold a path below ``root`` that is no source file's name.
+
+    For units that expand macros we know nothing about: such a macro may put a path into the code
+    without any trace in the dep-info.  ``named`` are the absolute paths of the unit's files.  The
+    source map also names the working directory, ``root`` itself.
+    """
+    return bakes_path(outputs, root, named, working_directory=True)
+
+
+def contains_path(path: str, roots: Sequence[bytes], excused: Sequence[bytes] = ()) -> bytes | None:
+    """The first of ``roots`` that the file holds outside debug sections; None if none.
+
+    Paths that begin with one of ``excused`` (the registry, say, when it lies below a root, or
+    beside it with a longer name) do not count.
+    """
     try:
         for root in roots:
+            tails = tuple(other[len(root) :] for other in excused if other.startswith(root))
             for following in occurrences(path, root):
-                if following != b"\0bitcode":
+                if following != b"\0bitcode" and not (tails and following.startswith(tails)):
                     return root
     except (OSError, ValueError):
         return roots[0] if roots else None
@@ -195,17 +214,28 @@ def has_debug_information(path: str) -> bool:
     return any(section.debug for section in _sections(data, 0, len(data)))
 
 
-_GIT_MARKS = (b"rev-parse", b".git/", b"git describe", b"--dirty", b"libgit2", b"gix-")
+# What a script that asks git may learn, by the words in its program.
+_GIT_MARKS = {
+    "head": (b"rev-parse", b".git/", b"libgit2", b"gix-"),
+    "branch": (b"--abbrev-ref", b"symbolic-ref", b"--show-current", b"libgit2", b"gix-"),
+    "clean": (b"--porcelain", b"--dirty", b"diff-index", b"--exit-code", b"libgit2", b"gix-"),
+    "refs": (b"describe", b"for-each-ref", b"rev-list"),
+}
+_GIT = (b"git",)
 
 
-def asks_git(program: str) -> bool:
-    """Whether a build script's program seems to ask git for the commit.
+def asks_git(program: str) -> tuple[str, ...]:
+    """What a build script's program seems to ask git for: "head", "branch", "clean", "refs".
 
     Such a script often declares nothing about it, so that its result is stale in place under
-    plain Cargo as well; but in a new worktree a clean build is not.
+    plain Cargo as well; but in a new worktree a clean build is not.  Without a word of git's in
+    the program the answer is empty; raises nothing (an unreadable program asks for all).
     """
     try:
         data = _view(program)
     except OSError:
-        return True
-    return any(data.find(mark) >= 0 for mark in _GIT_MARKS)
+        return tuple(_GIT_MARKS)
+    found = tuple(
+        what for what, marks in _GIT_MARKS.items() if any(data.find(mark) >= 0 for mark in marks)
+    )
+    return found if any(data.find(word) >= 0 for word in _GIT) else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from blake3 import blake3
@@ -11,6 +12,7 @@ from blake3 import blake3
 from cargo_cow import git
 from cargo_cow.errors import GitFailed
 from cargo_cow.prepare.contents import MISSING, Contents
+from cargo_cow.prepare.macros import READS_BEYOND
 
 
 class Packages:
@@ -65,16 +67,30 @@ class Packages:
             files.sort()
         return table
 
-    def digests(self, package_root: str) -> dict[str, str]:
-        """Digest of every file of the package, by relative path."""
-        return {
+    def digests(self, package_root: str, macros: Iterable[str] = ()) -> dict[str, str]:
+        """Digest of every file that ``macros`` may read for the package, by relative path.
+
+        These are all files of the package, ``.env`` files in the directories above it up to the
+        checkout's root (dotenv walks up), and what a macro is known to read beyond that.
+        """
+        found = {
             name: self._contents.file(f"{package_root}/{name}") for name in self.files(package_root)
         }
+        directory, up = package_root, ""
+        while directory != self._checkout and directory.startswith(self._checkout + "/"):
+            directory, up = os.path.dirname(directory), f"{up}../"
+            for name in _environment_files(directory):
+                found[f"{up}{name}"] = self._contents.file(f"{directory}/{name}")
+        for macro in macros:
+            for name in READS_BEYOND.get(macro, ()):
+                path = f"{self._workspace}/{name}"
+                found[f"{macro}:{name}"] = self._contents.file(path)
+        return found
 
-    def digest(self, package_root: str) -> str:
-        """One digest over names and contents of all files of the package."""
+    def digest(self, package_root: str, macros: Iterable[str] = ()) -> str:
+        """One digest over names and contents of `digests`."""
         hasher = blake3()
-        for name, value in self.digests(package_root).items():
+        for name, value in self.digests(package_root, macros).items():
             if value != MISSING:
                 hasher.update(os.fsencode(name) + b"\0" + value.encode() + b"\0")
         return str(hasher.hexdigest())
@@ -99,6 +115,14 @@ class Packages:
         for directory in directories:
             newest = max(newest, os.stat(f"{package_root}/{directory}").st_mtime_ns)
         return newest
+
+
+def _environment_files(directory: str) -> list[str]:
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    return sorted(name for name in names if name == ".env" or name.startswith(".env."))
 
 
 def _walk(root: str, build_dir: str) -> list[str]:

@@ -14,13 +14,16 @@ class Place(NamedTuple):
 
     ``build_dir`` is where the target stands when Cargo runs, also while a clone of it is still
     being made under another name.  ``checkout`` is the git top level, or the workspace root
-    without git.  ``members`` maps package names to package roots.
+    without git; ``head_changed`` is when ``head`` came there (ns).  ``members`` maps package names
+    to package roots.
     """
 
     checkout: str
     workspace: str
     build_dir: str
     head: str | None
+    branch: str | None
+    head_changed: int
     members: dict[str, tuple[str, ...]]
     registry: tuple[str, ...]
 
@@ -31,9 +34,13 @@ def place_of(workspace: Workspace) -> Place:
     checkout = git.checkout_of(workspace.root)
     top = root
     head = None
+    branch = None
+    changed = 0
     if checkout is not None and not checkout.bare:
         top = os.path.realpath(checkout.root)
         head = checkout.head
+        branch = checkout.branch
+        changed = git.head_changed(checkout)
     members: dict[str, tuple[str, ...]] = {}
     for package in workspace.members:
         members[package.name] = (*members.get(package.name, ()), os.path.realpath(package.root))
@@ -41,7 +48,9 @@ def place_of(workspace: Workspace) -> Place:
     registry = tuple(
         f"{base}/{name}/" for base in {home, os.path.realpath(home)} for name in ("registry", "git")
     )
-    return Place(top, root, os.path.realpath(workspace.build_dir), head, members, registry)
+    return Place(
+        top, root, os.path.realpath(workspace.build_dir), head, branch, changed, members, registry
+    )
 
 
 def below(path: str, root: str) -> str | None:

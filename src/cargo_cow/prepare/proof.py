@@ -47,16 +47,17 @@ _TEXTS = {
     "environment": "it was compiled with {}, which differs here",
     "out-dir": "its outputs hold OUT_DIR of the place it was compiled at",
     "script-path": "the script's output or generated files hold a path of the place it ran at",
-    "git": "its script asks git, and HEAD was {} then",
-    "package": "it may expand {}, and the files of its package are not those it was compiled with",
-    "hidden": "it may expand {}, and it is not known what else of its package was read",
+    "git": "its script asks git, which told of {}",
+    "macro-path": "it expands {}, and its outputs hold a path of the place it was compiled at",
+    "package": "it depends on {}, and the files of its package are not those of its build",
+    "hidden": "it depends on {}, and the files of its package were changed after its build",
     "dependency": "it was built against another {}",
     "dependency-unproven": "{} is not proven",
     "format": "{}",
 }
 
-# In place these are for Cargo to judge: it would be as blind without us.
-_SOFT = frozenset({"package", "hidden", "git", "not-recorded", "newer", "dependency-unproven"})
+# What positively differs: dropped in place as well, where Cargo would not see it.
+_HARD = frozenset({"content", "environment", "out-dir", "script-path", "macro-path"})
 
 
 class Verdict(NamedTuple):
@@ -285,8 +286,10 @@ class _Proof:
         reason = self.timed_reason(made) or self.environment_reason(unit, made)
         if reason is not None:
             return reason
-        if made.asks_git and made.head != self.place.head:
-            return Reason("git", (made.head or "unknown")[:12])
+        if made.asks_git:
+            reason = self.git_reason(made)
+            if reason is not None:
+                return reason
         if made.macros:
             reason = self.package_reason(made)
             if reason is not None:
@@ -328,6 +331,8 @@ class _Proof:
                     return Reason("out-dir")
             elif any(mentions(value, root) for root in roots):
                 return Reason("environment", f"{key}={value}")
+        if made.bakes_root:
+            return Reason("macro-path", ", ".join(made.macros))
         return None
 
     def out_dir_here(self, made: Record) -> str | None:
@@ -337,15 +342,27 @@ class _Proof:
                 return self.final(dependency.out_dir)
         return None
 
+    def git_reason(self, made: Record) -> Reason | None:
+        place = self.place
+        unknowable = {"refs": "its tags", "clean": "the state of the working tree"}
+        for what, text in unknowable.items():
+            if what in made.asks_git and self.moved(made):
+                return Reason("git", text)
+        if made.head is None or made.head != place.head:
+            return Reason("git", f"HEAD {(made.head or 'unknown')[:12]}")
+        if "branch" in made.asks_git and made.branch != place.branch:
+            return Reason("git", f"branch {made.branch or '(detached)'}")
+        return None
+
     def package_reason(self, made: Record) -> Reason | None:
         macros = ", ".join(made.macros)
         if made.package_files is None:
             return Reason("hidden", macros)
         root = self.package_root(made)
-        if self.packages.digest(root) == made.package_files:
+        if self.packages.digest(root, made.macros) == made.package_files:
             return None
         different = first_difference(
-            self.target.build_dir, made.package_files, self.packages.digests(root)
+            self.target.build_dir, made.package_files, self.packages.digests(root, made.macros)
         )
         return Reason("package", f"{macros} ({different} differs)" if different else macros)
 
@@ -423,9 +440,9 @@ class _Proof:
             # The donor's dirty units as well: here their files may look unchanged.
             return verdict.status in ("unproven", "dirty")
         reason = verdict.reason
-        if reason is None or made is None or reason.code in _SOFT:
+        if reason is None or made is None:
             return False
-        if reason.code not in ("content", "environment", "out-dir", "script-path"):
+        if reason.code not in _HARD:
             return False
         # Cargo names a better reason itself where it sees the change.
         return not self.stale_by_time(unit, made)

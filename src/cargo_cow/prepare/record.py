@@ -48,7 +48,9 @@ class Record(NamedTuple):
     included file (None: OUT_DIR is not read).  ``macros``: reachable proc macros not known to be
     pure; where there are any, ``package_files`` is the digest of all files of the package (None:
     not known).  ``timed``: for a script that declares nothing, all files of its package.
-    ``asks_git``: the script's program seems to ask git; ``head`` is the commit it ran at.
+    ``bakes_root``: the outputs of a unit with such macros hold a path of the checkout.
+    ``asks_git``: what the script's program seems to ask git (see ``outputs.asks_git``); ``head``
+    and ``branch`` are what git told then, None if that is not known.
 
     ``checkout``, ``workspace`` and ``build_dir`` are where the compiler worked.  A clone that was
     proven elsewhere is *settled* there: its dep-info and script output name ``settled_checkout``.
@@ -66,8 +68,10 @@ class Record(NamedTuple):
     macros: tuple[str, ...] = ()
     package_files: str | None = None
     timed: tuple[Timed, ...] | None = None
-    asks_git: bool = False
+    bakes_root: bool = False
+    asks_git: tuple[str, ...] = ()
     head: str | None = None
+    branch: str | None = None
     settled_checkout: str | None = None
     settled_build_dir: str | None = None
 
@@ -120,8 +124,10 @@ def load(unit: Unit) -> Record | None:
             None
             if timed is None
             else tuple(Timed(str(path), int(mtime), str(digest)) for path, mtime, digest in timed),
-            bool(value["asks_git"]),
+            bool(value["bakes_root"]),
+            tuple(str(what) for what in value["asks_git"]),
             value["head"],
+            value["branch"],
             value["settled_checkout"],
             value["settled_build_dir"],
         )
