@@ -8,6 +8,8 @@ place on disk.  What they cannot say:
   shared, though removing the tree would free them.
 * Compressed extents count with their length before compression (the usage is then not exact),
   and an extent of which only a part is referenced counts with that part.
+* XFS gives the extents of removed files back in the background, so for a moment what a removed
+  clone shared still counts as shared.
 * Metadata, and with it Btrfs' inline extents (files up to 2,048 bytes by default), belongs to
   neither figure.
 """
