@@ -378,7 +378,9 @@ pub fn dotenv(_: TokenStream) -> TokenStream {
 """,
     "asks/Cargo.toml": '[package]\nname = "asks"\nversion = "0.1.0"\nedition = "2021"\n'
     '[dependencies]\nteller = { path = "../teller" }\n',
-    "asks/src/main.rs": 'fn main() { println!("{} {}", teller::manifest!(), teller::dotenv!()); }\n',
+    "asks/src/main.rs": """
+fn main() { println!("{} {}", teller::manifest!(), teller::dotenv!()); }
+""",
     # A script that declares less than it reads.
     "quiet/Cargo.toml": '[package]\nname = "quiet"\nversion = "0.1.0"\nedition = "2021"\n',
     "quiet/build.rs": """
