@@ -16,6 +16,7 @@ import pickle
 import shutil
 import subprocess
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from random import Random
@@ -178,7 +179,19 @@ class _Room:
         _run("cp", "--sparse=always", str(image), str(saved))
         _run("umount", str(point))
         saved.rename(image)
-        _run("mount", "-t", _FORMATS[kind].kernel_name, "-o", "loop", str(image), str(point))
+        mount = ("mount", "-t", _FORMATS[kind].kernel_name, "-o", "loop", str(image), str(point))
+        until = time.monotonic() + 30
+        while True:
+            try:
+                _run(*mount)
+            except OSError:
+                # The old one lives on in a mount namespace that somebody made meanwhile (rustc
+                # runs in such): until that ends, its UUID is taken.
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
 
     def drop(self, name: str) -> None:
         """Unmount and remove what :meth:`make` made, and detach its loop device."""
