@@ -19,6 +19,7 @@ from cargo_cow.cargo.target import Target
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import CloneReport
+from cargo_cow.filesystems.failures import translated
 from cargo_cow.prepare import donors, proof, record, stamp
 from cargo_cow.prepare.capture import Capture, Capturer
 from cargo_cow.prepare.contents import Contents
@@ -68,14 +69,18 @@ def prepare(
     or the new one, whole.
     """
     place = place_of(workspace)
-    if os.path.lexists(place.build_dir) and not os.path.isdir(place.build_dir):
-        raise TargetUnusable(f"{place.build_dir} is not a directory", hint="remove it")
-    target = Target(place.build_dir)
-    if target.profiles:
-        if donor is not None:
-            say(f"{place.build_dir} is there already: the donor is not used")
-        return _in_place(target, place, dry_run, say)
-    return _from_donor(place, donor, dry_run, say, allow_copy)
+    if os.path.lexists(workspace.build_dir) and not os.path.isdir(place.build_dir):
+        raise TargetUnusable(
+            f"{workspace.build_dir} is not a directory",
+            hint="remove it: cargo, or the next prepare, makes a new one",
+        )
+    with translated("preparing", Path(place.build_dir)):
+        target = Target(place.build_dir)
+        if target.profiles:
+            if donor is not None:
+                say(f"{place.build_dir} is there already: the donor is not used")
+            return _in_place(target, place, dry_run, say)
+        return _from_donor(place, donor, dry_run, say, allow_copy)
 
 
 def _in_place(target: Target, place: Place, dry_run: bool, say: Callable[[str], None]) -> Report:
@@ -263,7 +268,8 @@ def capture(workspace: Workspace) -> Capture:
     Records are written beside the fingerprints where that is permitted, and returned in any case.
     """
     place = place_of(workspace)
-    return capture_at(Target(place.build_dir), place)
+    with translated("recording", Path(place.build_dir)):
+        return capture_at(Target(place.build_dir), place)
 
 
 def capture_at(target: Target, place: Place) -> Capture:

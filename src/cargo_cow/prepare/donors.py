@@ -59,6 +59,8 @@ def find(place: Place, *, wanted: Path | None = None) -> Choice:
             continue
         profiles = profile_directories(build_dir)
         if not profiles:
+            if any(name not in _NOT_BUILT for name in _listed(build_dir)):
+                refused.append((Path(root), f"nothing we know is built in {build_dir}"))
             continue
         if compiler is None:
             compiler = compiler_here(place.workspace)
@@ -72,6 +74,17 @@ def find(place: Place, *, wanted: Path | None = None) -> Choice:
         found.append((distance, -newest, Donor(workspace, Path(root), distance)))
     found.sort(key=lambda entry: entry[:2])
     return Choice(tuple(donor for _, _, donor in found), tuple(refused))
+
+
+# What Cargo, and a prepare that was interrupted, leave where nothing was built yet.
+_NOT_BUILT = frozenset({"CACHEDIR.TAG", ".rustc_info.json", ".cargo-cow", "doc", "package", "tmp"})
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 def _distance(place: Place, sibling: git.Checkout) -> int:

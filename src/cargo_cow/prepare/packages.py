@@ -72,9 +72,13 @@ class Packages:
 
         These are all files of the package, ``.env`` files in the directories above it up to the
         checkout's root (dotenv walks up), and what a macro is known to read beyond that.
+        Cargo.lock is left out: where nobody commits it, Cargo has yet to write it in a new
+        checkout, and what it says reaches a unit through its dependencies.
         """
         found = {
-            name: self._contents.file(f"{package_root}/{name}") for name in self.files(package_root)
+            name: self._contents.file(f"{package_root}/{name}")
+            for name in self.files(package_root)
+            if name != "Cargo.lock"
         }
         directory, up = package_root, ""
         while directory != self._checkout and directory.startswith(self._checkout + "/"):
@@ -104,6 +108,8 @@ class Packages:
         newest = 0
         directories = set()
         for name in self.files(package_root):
+            if name == "Cargo.lock":
+                continue
             try:
                 newest = max(newest, os.stat(f"{package_root}/{name}").st_mtime_ns)
             except OSError:
