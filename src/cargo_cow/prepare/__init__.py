@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from cargo_cow import filesystems
 from cargo_cow.cargo.lock import build_lock
-from cargo_cow.cargo.target import Target
+from cargo_cow.cargo.target import Target, profile_directories
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import CloneReport
@@ -187,12 +187,18 @@ def _from_donor(
 
 
 def _publish(temporary: Path, destination: Path) -> None:
-    """Give the finished clone its name; a target without any profile gives way to it."""
-    if os.path.isdir(destination):
-        filesystems.exchange(temporary, destination)
-        filesystems.remove_target(temporary)
-    else:
+    """Give the finished clone its name; a target without any profile gives way to it.
+
+    Raises FileExistsError if somebody builds there meanwhile: what is built is never replaced.
+    """
+    if not os.path.isdir(destination):
         filesystems.publish(temporary, destination)
+        return
+    filesystems.exchange(temporary, destination)
+    if profile_directories(str(temporary)):
+        filesystems.exchange(temporary, destination)
+        raise FileExistsError(destination)
+    filesystems.remove_target(temporary)
 
 
 def _t0(directory: Path) -> int:

@@ -501,9 +501,11 @@ def parse_precalculated(text: str) -> tuple[int, str] | None:
 
 
 def _is_proc_macro(unit: Unit) -> bool:
-    return unit.stem.startswith("lib-") and any(
-        path.endswith(".so") for path in unit.compared_outputs()
-    )
+    """A library that is nothing but a shared object; a cdylib that is depended on has an rlib."""
+    if not unit.stem.startswith("lib-"):
+        return False
+    kinds = {os.path.splitext(path)[1] for path in unit.compared_outputs()}
+    return ".so" in kinds and ".rlib" not in kinds
 
 
 def newest_below(path: str) -> int | None:
