@@ -83,12 +83,12 @@ def _baked_paths() -> History:
         worktree("w1"),
         build("w1", *ALL),
         worktree("w2", "w1", by="git"),
-        build("w2", *ALL),
+        build("w2"),
         edit("linked.input", 102, "w2"),
         edit("asks.absolute", 102, "w2"),
         edit("asks.served", 102, "w2"),
-        build("w2", *ALL),
-        build("main", *ALL),
+        build("w2"),
+        build(),
     )
     return History(workspace, steps)
 
@@ -206,7 +206,7 @@ def _old_style_script() -> History:
 def _hidden_inputs() -> History:
     """What a macro, an assembler and a script read unseen, different in new worktrees."""
     workspace = _together(
-        Member("asks", ("macros", "macro_dotenv", "macro_env", "macro_outside", "macro_exists")),
+        Member("asks", ("macros", "macro_dotenv", "macro_exists")),
         Member("metal", ("incbin",)),
         Member("quiet", (), "build_only"),
         Member("head", (), "git_build_only"),
@@ -224,11 +224,13 @@ def _hidden_inputs() -> History:
         put("crates/asks/assets/new.txt", "new\n", "w2"),
         build("w2"),
         *commit("t1", "w2"),
-        worktree("w3", "w2", ref="t1"),
-        edit("shared", 102, "w3"),
-        variable("ORACLE_MACRO", "set"),
-        variable("ORACLE_SCRIPT", "set"),
+        worktree("w3", "w2", ref="t1", by="git"),
         build("w3"),
+        worktree("w4", ref="t1", by="git"),
+        edit("asks.hidden", 103, "w4"),
+        edit("metal.asm", 103, "w4"),
+        edit("quiet.input", 103, "w4"),
+        build("w4"),
     )
     return History(workspace, steps)
 
@@ -236,7 +238,7 @@ def _hidden_inputs() -> History:
 def _hidden_then_nothing() -> History:
     """A hidden input is edited, a build in place does nothing: the record must not learn it."""
     workspace = _together(
-        Member("asks", ("macros", "macro_outside")),
+        Member("asks", ("macros",)),
         Member("metal", ("incbin",)),
         Member("quiet", (), "build_only"),
     )
@@ -245,11 +247,26 @@ def _hidden_then_nothing() -> History:
         edit("asks.hidden", 102),
         edit("metal.asm", 102),
         edit("quiet.input", 102),
-        edit("shared", 102),
         build(),
         build("main", by="prepare"),
         *commit("t1"),
         worktree("w1"),
+        build("w1"),
+    )
+    return History(workspace, steps)
+
+
+def _beyond() -> History:
+    """Hidden reads outside the package and of variables: see ``BEYOND``."""
+    workspace = _together(
+        Member("asks", ("macro_outside", "macro_env")), Member("quiet", (), "reads_beyond")
+    )
+    steps = (
+        build(),
+        worktree("w1", by="git"),
+        edit("shared", 102, "w1"),
+        variable("ORACLE_MACRO", "set"),
+        variable("ORACLE_SCRIPT", "set"),
         build("w1"),
     )
     return History(workspace, steps)
@@ -357,9 +374,10 @@ def _kept_time() -> History:
     """New content under an old time: Cargo is blind, and what sees more must see all of it."""
     workspace = small("own_text", "macro_derived", script="declares_file")
     steps = (
-        build(),
+        build("main", by="plain"),
         edit("one.value", 102, how="keep"),
         edit("one.note", 102, how="past"),
+        edit("one.input", 102, how="keep"),
         build(),
         build(),
         edit("mac.derived", 102, how="keep"),
@@ -408,13 +426,13 @@ def _whole() -> History:
         edit("base.value", 102, "w1"),
         edit("asks.hidden", 102, "w1"),
         edit("lists.declared", 102, "w1"),
-        build("w1", *ALL),
+        build("w1"),
         *commit("t1", "w1"),
         worktree("w2", "w1", by="git"),
         edit("old.listed", 103, "w2"),
-        build("w2", *ALL),
+        build("w2"),
         do("switch", ref="t1"),
-        build("main", *ALL),
+        build(),
     )
     return History(grand(), steps)
 
@@ -435,5 +453,6 @@ STORIES: dict[str, History] = {
     "disturbed": _disturbed(),
     "kept-time": _kept_time(),
     "same-path-again": _same_path_again(),
-    "whole": _whole(),
 }
+WHOLE = _whole()
+BEYOND = _beyond()

@@ -580,10 +580,14 @@ def _git_dirty(b: Builder) -> str:
 
 
 def _build_only(b: Builder) -> str:
-    """Reads what it does not declare."""
+    """Reads what it does not declare, in its package."""
+    return _bake(b, "input", _script_input(b)) + 'println!("cargo::rerun-if-changed=build.rs");\n'
+
+
+def _reads_beyond(b: Builder) -> str:
+    """Reads what it does not declare, elsewhere."""
     return (
-        _bake(b, "input", _script_input(b))
-        + _bake(b, "shared", f'text(&manifest.join("{b.up}/shared.txt"))')
+        _bake(b, "shared", f'text(&manifest.join("{b.up}/shared.txt"))')
         + _bake(b, "env", 'env::var("ORACLE_SCRIPT").unwrap_or("unset".into())')
         + 'println!("cargo::rerun-if-changed=build.rs");\n'
     )
@@ -677,10 +681,14 @@ def _declares_source(b: Builder) -> str:
 
 
 def _declares_out(b: Builder) -> str:
-    """Declares its own product."""
-    return _generate(b, "input", _script_input(b)) + (
-        'println!("cargo::rerun-if-changed={}", out.join("input.rs").display());\n'
-        'println!("cargo::rerun-if-changed=input.txt");\n'
+    """Declares its own product, which is always newer than the script's start."""
+    return (
+        "std::thread::sleep(std::time::Duration::from_millis(50));\n"
+        + _generate(b, "input", _script_input(b))
+        + (
+            'println!("cargo::rerun-if-changed={}", out.join("input.rs").display());\n'
+            'println!("cargo::rerun-if-changed=input.txt");\n'
+        )
     )
 
 
@@ -729,6 +737,7 @@ SCRIPTS: dict[str, Callable[[Builder], str]] = {
     "git_head_resolved": _git_head_resolved,
     "git_dirty": _git_dirty,
     "build_only": _build_only,
+    "reads_beyond": _reads_beyond,
     "links": _links,
     "uses_links": _uses_links,
     "prints_cfg": _prints_cfg,
@@ -741,6 +750,9 @@ SCRIPTS: dict[str, Callable[[Builder], str]] = {
     "bakes_profile": _bakes_profile,
     "warning": _warning,
 }
+
+# Hidden reads outside the package: nobody but an observer of the compiler can know of them.
+BEYOND = frozenset({"macro_outside", "macro_env", "reads_beyond"})
 
 _SCRIPT_FRAME = """#![allow(dead_code, unused_variables, unused_imports)]
 use std::{{env, fs, path::{{Path, PathBuf}}, process::Command}};
@@ -1097,13 +1109,14 @@ NAMES = ("alpha", "beta", "gamma", "delta", "omega")
 
 
 def generate(chance: random.Random) -> Workspace:
-    """A random workspace of three to six members."""
+    """A random workspace of three to eight members; none reads beyond its package unseen."""
     nested = chance.random() < 0.35
+    all_parts, all_scripts = sorted(set(PARTS) - BEYOND), sorted(set(SCRIPTS) - BEYOND)
     members: list[Member] = []
     names = NAMES[: chance.randint(2, 4)]
     for name in names:
-        parts = chance.sample(sorted(PARTS), chance.randint(0, 3))
-        script = chance.choice(sorted(SCRIPTS)) if chance.random() < 0.65 else None
+        parts = chance.sample(all_parts, chance.randint(0, 3))
+        script = chance.choice(all_scripts) if chance.random() < 0.65 else None
         before = [member.name for member in members]
         uses = tuple(used for used in before if chance.random() < 0.5)
         place = "side" if nested and chance.random() < 0.3 else "crates"
@@ -1121,14 +1134,14 @@ def generate(chance: random.Random) -> Workspace:
     used_by_app = tuple(member.name for member in members if member.name != "mac")
     app_parts = tuple(
         part
-        for part in chance.sample(sorted(PARTS), chance.randint(0, 2))
+        for part in chance.sample(all_parts, chance.randint(0, 2))
         if part != "capi" and not part.startswith("macro")
     )
     members.append(
         Member(
             "app",
             app_parts,
-            chance.choice(sorted(SCRIPTS)) if chance.random() < 0.3 else None,
+            chance.choice(all_scripts) if chance.random() < 0.3 else None,
             used_by_app,
             "root" if chance.random() < 0.25 else "crates",
         )
