@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def test_beside_python_comes_before_the_path(
         place.mkdir()
         answers(place / native.NAME, {})
     monkeypatch.setattr(sys, "executable", str(places[0] / "python"))
+    # An installed wheel's own program would be found there.
+    monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(places[0]))
     monkeypatch.setenv("PATH", str(places[1]), prepend=":")
     assert native.program() == places[0] / native.NAME
     (places[0] / native.NAME).chmod(0o644)
