@@ -14,6 +14,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -30,6 +31,16 @@ if TYPE_CHECKING:
 # --- capabilities -----------------------------------------------------------------------------
 
 _PROMISED = os.environ.get("CI") == "true"
+
+
+# Started in the background of a shell, or by nohup, we inherit ignored signals, and so would every
+# program under test: what is sent to it would be lost.
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(
+            _number,
+            signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL,
+        )
 
 
 def missing(reason: str) -> NoReturn:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+import sysconfig
 from pathlib import Path
 from typing import Any
 

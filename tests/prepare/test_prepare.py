@@ -15,7 +15,10 @@ from tests.support.projects import SOURCE, cargo, cow, git, repository, settle, 
 from tests.support.sample import BAKED, FILES
 
 from cargo_cow import filesystems
+from cargo_cow.cargo import workspace
 from cargo_cow.cargo.target import Target
+from cargo_cow.prepare import unchanged
+from cargo_cow.prepare.place import place_of
 from cargo_cow.prepare.proof import Drop
 from cargo_cow.prepare.stamp import drop
 
@@ -427,3 +430,36 @@ def test_what_no_dep_info_tells(btrfs: Path, tmp_path: Path) -> None:
     assert told("asks") == f"{there}/asks none"
     assert told("quiet") == "two"
     assert told("gitty") == "topic"
+
+
+def test_nothing_changed_is_told_by_stats_and_every_change_is_seen(
+    quick: Path, tmp_path: Path
+) -> None:
+    place = place_of(workspace.load(quick))
+    assert not unchanged.holds(place)
+    assert cow(quick, tmp_path, "build", *ALL).rustc == []
+    assert unchanged.holds(place)
+    assert cow(quick, tmp_path, "build", *ALL).rustc == []
+    assert unchanged.holds(place)
+    for name, text in {
+        "util/src/inner.rs": 'pub const MARK: &str = "u6";\n',  # the same size
+        "gen/parts/new.txt": "new\n",
+        "old/data.txt": "old 5\n",
+        "shared.txt": "shared 5\n",
+    }.items():
+        path = quick / name
+        before = path.stat().st_mtime_ns if path.exists() else 10**18
+        write(quick, {name: text})
+        os.utime(path, ns=(before, before))
+        assert not unchanged.holds(place), name
+        settle()
+        assert cow(quick, tmp_path, "build", *ALL).rustc != [], name
+        settle()
+        assert cow(quick, tmp_path, "build", *ALL).rustc == []
+        assert unchanged.holds(place), name
+    assert "<1u6>" in _output(quick)
+    assert "old 5" in _output(quick)
+    # What another Cargo built is not what was noted.
+    os.utime(quick / "util/src/inner.rs")
+    assert "util" in cargo(quick, tmp_path, "build", *ALL).rustc
+    assert not unchanged.holds(place)

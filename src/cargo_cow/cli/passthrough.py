@@ -11,9 +11,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from cargo_cow.cargo.workspace import Workspace, cargo_program, load
 from cargo_cow.errors import CowError, NotACargoProject
+from cargo_cow.prepare import unchanged
+from cargo_cow.prepare.place import Place, place_of
 
 # Verbs that compile nothing, or that must see the target as it is.
 _NOT_PREPARED = frozenset(
@@ -29,22 +32,28 @@ def run(arguments: Sequence[str]) -> int:
     """Run ``cargo <arguments>`` on a prepared target; returns Cargo's exit status."""
     verb, rest = arguments[0], list(arguments[1:])
     help_wanted = any(argument in ("-h", "--help") for argument in _before_separator(rest))
-    workspace = None
+    ready = None
     if verb not in _NOT_PREPARED and not help_wanted:
-        workspace = _prepare(rest)
+        ready = _prepare(rest)
     status = _cargo(arguments)
-    if workspace is not None:
-        _capture(workspace)
+    if ready is not None:
+        _capture(ready)
     return status
+
+
+class _Ready(NamedTuple):
+    """A prepared workspace; ``noted``: nothing had changed since the last build's note."""
+
+    workspace: Workspace
+    place: Place
+    noted: bool
 
 
 def _before_separator(arguments: list[str]) -> list[str]:
     return arguments[: arguments.index("--")] if "--" in arguments else arguments
 
 
-def _prepare(arguments: list[str]) -> Workspace | None:
-    from cargo_cow import prepare
-
+def _prepare(arguments: list[str]) -> _Ready | None:
     try:
         workspace = load(Path.cwd(), arguments)
     except NotACargoProject:
@@ -52,12 +61,15 @@ def _prepare(arguments: list[str]) -> Workspace | None:
     except CowError as error:
         _warn(f"not prepared: {error}", error.hint)
         return None
+    place = place_of(workspace)
+    if unchanged.holds(place):
+        return _Ready(workspace, place, noted=True)
+    from cargo_cow import prepare
+
     try:
         report = prepare.prepare(workspace, say=_say)
     except CowError as error:
         _warn(f"not prepared: {error}", error.hint)
-    except OSError as error:
-        _warn(f"not prepared: {error}", "cargo builds as it would without cargo-cow")
     else:
         if report.donor is not None:
             assert report.plan is not None
@@ -66,16 +78,20 @@ def _prepare(arguments: list[str]) -> Workspace | None:
                 f"{report.plan.count('proven')} units proven, {report.plan.count('kept')} kept, "
                 f"{len(report.plan.drop)} dropped"
             )
-    return workspace
+    return _Ready(workspace, place, noted=False)
 
 
-def _capture(workspace: Workspace) -> None:
+def _capture(ready: _Ready) -> None:
+    if ready.noted and unchanged.holds(ready.place):
+        return
     from cargo_cow import prepare
 
     try:
-        prepare.capture(workspace)
-    except (CowError, OSError) as error:
+        prepare.capture(ready.workspace)
+    except CowError as error:
         _warn(f"not recorded: {error}", "")
+    else:
+        unchanged.note(ready.place)
 
 
 def _cargo(arguments: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import CloneReport
 from cargo_cow.filesystems.failures import translated
-from cargo_cow.prepare import donors, proof, record, stamp
+from cargo_cow.prepare import donors, proof, record, stamp, unchanged
 from cargo_cow.prepare.capture import Capture, Capturer
 from cargo_cow.prepare.contents import Contents
 from cargo_cow.prepare.packages import Packages
@@ -234,7 +234,7 @@ def _drop_torn(target: Target, source: Path, since: int) -> None:
 
 def _forget_donor(target: Path) -> None:
     """Remove from a clone what speaks of the donor's checkout alone."""
-    for name in (_MEMO, _PREPARED):
+    for name in (_MEMO, _PREPARED, unchanged.NOTE):
         try:
             os.unlink(target / name)
         except OSError:

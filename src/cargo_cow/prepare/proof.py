@@ -280,10 +280,13 @@ class _Proof:
                 return Reason("missing", path)
             if digest != wanted.digest:
                 return Reason("content", path)
+        reason = self.timed_reason(made)
+        if reason is not None:
+            return reason
         if not self.cloned and self.is_settled(made) and not self.stale_by_time(unit, made):
             # Cargo calls it Fresh, and the contents say nothing else: no more is asked in place.
             return self.dependency_reason(made)
-        reason = self.timed_reason(made) or self.environment_reason(unit, made)
+        reason = self.added_reason(made) or self.environment_reason(unit, made)
         if reason is not None:
             return reason
         if made.asks_git:
@@ -303,21 +306,26 @@ class _Proof:
         return None
 
     def timed_reason(self, made: Record) -> Reason | None:
+        """Whether a recorded file of a script without declarations differs."""
         if made.timed is None:
             return None
         root = self.package_root(made)
-        here = set(self.packages.files(root))
         for timed in made.timed:
-            here.discard(timed.path)
             path = f"{root}/{timed.path}"
             digest = self.contents.file(path)
             if digest == MISSING:
                 return Reason("missing", path)
             if digest != timed.digest:
                 return Reason("content", path)
-        if here:
-            return Reason("content", f"{root}/{min(here)}")
         return None
+
+    def added_reason(self, made: Record) -> Reason | None:
+        """Whether the package of a script without declarations has a file that is not recorded."""
+        if made.timed is None:
+            return None
+        root = self.package_root(made)
+        here = set(self.packages.files(root)) - {timed.path for timed in made.timed}
+        return Reason("content", f"{root}/{min(here)}") if here else None
 
     def environment_reason(self, unit: Unit, made: Record) -> Reason | None:
         if not self.moved(made):

@@ -1,0 +1,106 @@
+"""Whether anything changed since the last build: told by stats alone, in a few milliseconds.
+
+The proof of a target in which nothing changed has nothing to do, and neither has capture after a
+Cargo that built nothing.  Both would read one record per unit to find that out.  So a build leaves
+a note: when each unit was made, and the stat of every input.  As long as all of it is the same, the
+proof would say what it said, for it knows files by the same stats (``contents``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+from cargo_cow.cargo.target import Target, unit_times
+from cargo_cow.filesystems import GRANULE_NS, clock
+from cargo_cow.prepare import record
+from cargo_cow.prepare.place import Place, below
+from cargo_cow.prepare.record import CHECKOUT, PACKAGE
+
+NOTE = ".cargo-cow/unchanged.json"
+
+_Stat = list[int]
+"""``[inode, size, mtime, ctime]`` of a file, the same and those of all below for a directory,
+``[]`` for what does not exist."""
+
+
+def holds(place: Place) -> bool:
+    """Whether the last note says what is there now."""
+    try:
+        with open(f"{place.build_dir}/{NOTE}", "rb") as file:
+            note = json.loads(file.read())
+        if note["format"] != record.FORMAT or note["place"] != _place(place):
+            return False
+        inputs: dict[str, _Stat] = note["inputs"]
+        if any(_stat(path) != known for path, known in inputs.items()):
+            return False
+        return bool(note["units"] == unit_times(place.build_dir))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def note(place: Place) -> None:
+    """Leave a note of what is there now.  To be called when all of it is proven or recorded.
+
+    Inputs changed within the clock's granule could change again unseen: then there is no note.
+    """
+    target = Target(place.build_dir)
+    inputs: dict[str, _Stat] = {}
+    for unit in target.units:
+        made = record.load(unit)
+        if made is None:
+            continue
+        root = os.path.join(place.workspace, made.package_root).rstrip("/")
+        inside = below(made.package_root, made.checkout) if made.package_root[:1] == "/" else None
+        if inside is not None:
+            root = os.path.join(place.checkout, inside)
+        bases = {PACKAGE: root, CHECKOUT: place.checkout}
+        for entry in made.inputs:
+            path = os.path.join(bases.get(entry.base, "/"), entry.path).rstrip("/")
+            inputs.setdefault(path, _stat(path))
+        for timed in made.timed or ():
+            path = f"{root}/{timed.path}"
+            inputs.setdefault(path, _stat(path))
+    try:
+        newest = clock(Path(place.build_dir)) - GRANULE_NS
+        if any(_newest(known) >= newest for known in inputs.values()):
+            return
+        value = {
+            "format": record.FORMAT,
+            "place": _place(place),
+            "inputs": inputs,
+            "units": unit_times(place.build_dir),
+        }
+        path = f"{place.build_dir}/{NOTE}"
+        temporary = f"{path}.{os.getpid()}.tmp"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+            json.dump(value, file, separators=(",", ":"))
+        os.replace(temporary, path)
+    except OSError:
+        return
+
+
+def _place(place: Place) -> list[str]:
+    return [place.checkout, place.workspace, place.build_dir]
+
+
+def _stat(path: str) -> _Stat:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    found = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    if stat.S_ISDIR(status.st_mode):
+        for directory, directories, files in os.walk(path):
+            directories.sort()
+            for name in sorted((*directories, *files)):
+                status = os.stat(f"{directory}/{name}", follow_symlinks=False)
+                found += [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return found
+
+
+def _newest(known: _Stat) -> int:
+    return max((*known[2::4], *known[3::4]), default=0)
