@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import sysconfig
-import sysconfig
 from pathlib import Path
 from typing import Any
 
