@@ -463,3 +463,32 @@ def test_nothing_changed_is_told_by_stats_and_every_change_is_seen(
     os.utime(quick / "util/src/inner.rs")
     assert "util" in cargo(quick, tmp_path, "build", *ALL).rustc
     assert not unchanged.holds(place)
+
+
+def test_a_hidden_input_edited_before_the_first_build_in_a_clone(
+    quick: Path, tmp_path: Path
+) -> None:
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    assert cow(there, tmp_path, "prepare").status == 0
+    write(there, {"reader/secret.txt": "secret 7\n"})
+    assert cow(there, tmp_path, "build", *ALL).status == 0
+    assert "secret 7" in _output(there)
+    # Once built here, Cargo is as blind as in any checkout, and nothing is rebuilt for nothing.
+    write(there, {"reader/secret.txt": "secret 8\n"})
+    assert cow(there, tmp_path, "build", *ALL).rustc == []
+
+
+def test_new_content_under_an_old_time_is_not_recorded(quick: Path, tmp_path: Path) -> None:
+    """``cp -p``, ``tar`` and ``touch -r`` fool Cargo in place; the lie must not spread."""
+    for name, text in {"gen/schema.txt": "schema 9\n", "shared.txt": "shared 9\n"}.items():
+        before = (quick / name).stat().st_mtime_ns
+        write(quick, {name: text})
+        os.utime(quick / name, ns=(before, before))
+    assert cow(quick, tmp_path, "build", *ALL).rustc == []  # fooled, as plain Cargo
+    git(quick, "commit", "-qam", "nine")
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    assert cow(there, tmp_path, "build", *ALL).status == 0
+    assert "schema 9" in _output(there)
+    assert "shared 9" in _output(there)

@@ -12,8 +12,11 @@ before it (``invoked.timestamp``), as a dependency rebuilt later leaves its depe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cargo_cow.cargo.depinfo import PACKAGE as DEP_PACKAGE
@@ -266,6 +269,7 @@ class Capturer:
         observed = self._observed(unit)
         inputs = []
         unobserved_sources = []
+        doubtful = []
         for file in info.files:
             if file.base == DEP_PACKAGE:
                 path = os.path.join(root, file.path)
@@ -277,13 +281,19 @@ class Capturer:
                 continue  # in the build directory: the script that made it answers for it
             digest = observed.get(path)
             if digest is None:
-                digest = self._unchanged(path, reference)
+                digest, sure = self._unchanged(path, reference)
                 if path.endswith(".rs"):
                     unobserved_sources.append(path)
+                    if not sure:
+                        doubtful.append(path)
+                elif not sure:
+                    raise _Refused(f"{path} was written after the build, under an older time")
             inputs.append(Input(*self._based(path, root), digest))
         wrong = self.contradicted(unit, unobserved_sources)
         if wrong is not None:
             raise _Refused(f"the compiled unit holds another content of {wrong}")
+        if doubtful and not self._evident(unit, doubtful):
+            raise _Refused(f"{doubtful[0]} was written after the build, under an older time")
         made = self._blank(started, self._relative_root(root), dependencies, unit)
         macros = set(self._reachable_macros(unit))
         if any(self._includes_binary(root, entry) for entry in inputs):
@@ -342,31 +352,38 @@ class Capturer:
             for path, digest in seen.files.items()
         }
 
-    def _unchanged(self, path: str, reference: int) -> str:
-        """Digest of an input that Cargo would call unchanged since ``reference`` (ns)."""
-        changed = newest_below(path)
-        if changed is None:
+    def _unchanged(self, path: str, reference: int) -> tuple[str, bool]:
+        """Digest of an input that Cargo would call unchanged since ``reference`` (ns).
+
+        Also whether that is sure: an mtime can be set back (``cp -p``, ``tar``, ``touch -r``), a
+        ctime cannot.
+        """
+        newest = newest_below(path)
+        if newest is None:
             raise _Refused(f"{path} is gone")
-        if changed > reference:
+        if newest > reference:
             raise _Refused(f"{path} was changed after the build")
         digest = self._contents.file(path)
         if digest in (MISSING, UNREADABLE):
             raise _Refused(f"{path} cannot be read")
-        return digest
+        return digest, (changed_below(path) or 0) <= reference
+
+    def _evident(self, unit: Unit, sources: list[str]) -> bool:
+        """Whether the crate metadata holds the hash of every one of ``sources``."""
+        metadata = next((path for path in unit.files() if path.endswith(".rmeta")), None)
+        return metadata is not None and outputs.holds_hashes(
+            metadata, [_md5(path) for path in sources]
+        )
 
     def contradicted(self, unit: Unit, sources: list[str]) -> str | None:
         """The first of ``sources`` whose content the unit's crate metadata contradicts."""
         metadata = next((path for path in unit.files() if path.endswith(".rmeta")), None)
         if metadata is None or not sources:
             return None
-        import hashlib
-
         known = []
         for path in sources:
-            with open(path, "rb") as file:
-                digest = hashlib.md5(file.read(), usedforsecurity=False).digest()
             name = below(path, self._place.workspace) or below(path, self._place.checkout)
-            known.append((os.fsencode(f"/{name}" if name else path), digest))
+            known.append((os.fsencode(f"/{name}" if name else path), _md5(path)))
         wrong = outputs.other_content(metadata, known)
         return None if wrong is None else sources[wrong]
 
@@ -406,14 +423,17 @@ class Capturer:
                     # Cargo reruns the script on every build; so be it.
                     inputs.append(Input(*self._based(path, root), MISSING))
                 else:
-                    inputs.append(Input(*self._based(path, root), self._unchanged(path, reference)))
+                    digest, sure = self._unchanged(path, reference)
+                    if not sure:
+                        raise _Refused(f"{path} was written after the build, under an older time")
+                    inputs.append(Input(*self._based(path, root), digest))
             made = made._replace(inputs=tuple(sorted(inputs)))
             if all(entry.base == PACKAGE and entry.path.endswith(".rs") for entry in inputs):
                 made = self._with_hidden(made, root, {UNSTATED}, reference)
             return made
-        return made._replace(timed=self._timed(unit, root))
+        return made._replace(timed=self._timed(unit, root, started))
 
-    def _timed(self, unit: Unit, root: str) -> tuple[Timed, ...]:
+    def _timed(self, unit: Unit, root: str, started: int) -> tuple[Timed, ...]:
         """All files of a package whose script declares nothing, with the mtimes Cargo hashed."""
         fingerprint = unit.fingerprint()
         text = None
@@ -430,7 +450,7 @@ class Capturer:
         timed = []
         for file, digest in self._packages.digests(root).items():
             at = mtime(f"{root}/{file}")
-            if at is None or at > when:
+            if at is None or at > when or (changed_below(f"{root}/{file}") or 0) > started:
                 raise _Refused(f"{root}/{file} was changed after the build")
             timed.append(Timed(file, at, digest))
         return tuple(timed)
@@ -453,25 +473,38 @@ class Capturer:
                 return True
         needles = [os.fsencode(root) for root in roots]
         excused = [os.fsencode(path) for path in place.registry]
-        for directory, _, files in os.walk(unit.out_dir):
-            for name in files:
+        included = self._included(unit.package)
+        for directory, directories, files in os.walk(unit.out_dir):
+            for name in (*directories, *files):
                 path = f"{directory}/{name}"
-                if name.endswith((".rs", ".a", ".o", ".so", ".in", ".inc", ".json", ".txt")) and (
-                    not os.path.islink(path)
-                    and outputs.contains_path(path, needles, excused) is not None
-                    and not (name.endswith((".txt", ".json")) and not self._is_included(unit, path))
-                ):
+                if os.path.islink(path):
+                    if any(mentions(os.readlink(path), root) for root in roots):
+                        return True
+                elif (name.endswith(_GENERATED) or path in included) and outputs.contains_path(
+                    path, needles, excused
+                ) is not None:
                     return True
         return False
 
-    def _is_included(self, script: Unit, path: str) -> bool:
-        """Whether a unit of the script's package lists ``path`` in its dep-info."""
+    def _included(self, package: str) -> set[str]:
+        """All files that units of ``package`` list in their dep-info, as rustc named them."""
+        found: set[str] = set()
         for unit in self._target.units:
-            if unit.package == script.package and not unit.is_script_run:
+            if unit.package == package and not unit.is_script_run:
                 makefile = unit.makefile()
-                if makefile is not None and path in makefile.files:
-                    return True
-        return False
+                found.update(makefile.files if makefile is not None else ())
+        return found
+
+
+# Generated code and what is linked; other files of OUT_DIR count where a unit includes them.
+_GENERATED = (".rs", ".inc", ".in", ".a", ".o", ".so")
+
+
+def _md5(path: str) -> bytes:
+    import hashlib  # only where rustc's own hashes are asked
+
+    with open(path, "rb") as file:
+        return hashlib.md5(file.read(), usedforsecurity=False).digest()
 
 
 def mentions(text: str, root: str) -> bool:
@@ -510,14 +543,25 @@ def _is_proc_macro(unit: Unit) -> bool:
 
 def newest_below(path: str) -> int | None:
     """``paths::mtime_recursive``: newest mtime (ns) of a path, directories and all below."""
+    return _newest(path, lambda status: status.st_mtime_ns)
+
+
+def changed_below(path: str) -> int | None:
+    """Newest ctime (ns) of a path and all below: when it was really written, at the latest."""
+    return _newest(path, lambda status: status.st_ctime_ns)
+
+
+def _newest(path: str, time: Callable[[os.stat_result], int]) -> int | None:
     try:
-        newest = os.stat(path).st_mtime_ns
+        status = os.stat(path)
     except OSError:
         return None
-    if os.path.isdir(path):
-        for directory, _, files in os.walk(path, followlinks=False):
+    newest = time(status)
+    if stat.S_ISDIR(status.st_mode):
+        for directory, _, files in os.walk(path):
             for entry in (directory, *(f"{directory}/{name}" for name in files)):
-                newest = max(newest, mtime(entry) or 0)
+                with contextlib.suppress(OSError):
+                    newest = max(newest, time(os.stat(entry)))
     return newest
 
 

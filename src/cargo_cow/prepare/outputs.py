@@ -196,6 +196,12 @@ def other_content(metadata_file: str, sources: Sequence[tuple[bytes, bytes]]) ->
     return None
 
 
+def holds_hashes(metadata_file: str, digests: Sequence[bytes]) -> bool:
+    """Whether the crate metadata holds every one of these MD5 digests (see `other_content`)."""
+    data = _view(metadata_file)
+    return all(data.find(digest) >= 0 for digest in digests)
+
+
 def names_path(path: str, root: bytes) -> bool:
     """Whether the file holds ``root`` as whole path components, debug information included."""
     data = _view(path)

@@ -100,10 +100,10 @@ class Packages:
         return str(hasher.hexdigest())
 
     def newest(self, package_root: str) -> int:
-        """Newest mtime (ns) of the package's files and of their directories below the root.
+        """Newest ctime (ns) of the package's files and of their directories below the root.
 
-        Directories tell of a file that was deleted.  The root itself is left out: the target is
-        made in it.
+        An mtime can be set back, a ctime cannot.  Directories tell of a file that was deleted.
+        The root itself is left out: the target is made in it.
         """
         newest = 0
         directories = set()
@@ -111,7 +111,7 @@ class Packages:
             if name == "Cargo.lock":
                 continue
             try:
-                newest = max(newest, os.stat(f"{package_root}/{name}").st_mtime_ns)
+                newest = max(newest, os.stat(f"{package_root}/{name}").st_ctime_ns)
             except OSError:
                 continue
             directory = os.path.dirname(name)
@@ -119,7 +119,7 @@ class Packages:
                 directories.add(directory)
                 directory = os.path.dirname(directory)
         for directory in directories:
-            newest = max(newest, os.stat(f"{package_root}/{directory}").st_mtime_ns)
+            newest = max(newest, os.stat(f"{package_root}/{directory}").st_ctime_ns)
         return newest
 
 

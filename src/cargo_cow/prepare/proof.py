@@ -60,6 +60,10 @@ _TEXTS = {
 _HARD = frozenset({"content", "environment", "out-dir", "script-path", "macro-path"})
 
 
+# What Cargo never sees in place; a first build elsewhere would.
+_BLIND = frozenset({"package", "hidden", "git"})
+
+
 class Verdict(NamedTuple):
     """What is known about one unit; ``reason`` is None for proven and kept ones."""
 
@@ -125,6 +129,7 @@ class _Proof:
         contents: Contents,
         packages: Packages,
         cloned: bool,
+        pending: bool,
         records: dict[str, Record],
     ) -> None:
         self.target = target
@@ -132,6 +137,7 @@ class _Proof:
         self.contents = contents
         self.packages = packages
         self.cloned = cloned
+        self.pending = pending
         self.units = {unit.key: unit for unit in target.units}
         self.records: dict[str, Record] = {}
         for unit in target.units:
@@ -176,6 +182,12 @@ class _Proof:
             self.place.checkout,
             self.place.build_dir,
         )
+
+    def judged_by_cargo(self, made: Record) -> bool:
+        """Whether a build of the unit here has been: what it did not see Cargo may overlook."""
+        if self.cloned or not self.is_settled(made):
+            return False
+        return not (self.pending and made.settled_checkout is not None)
 
     def moved(self, made: Record) -> bool:
         """Whether the unit was compiled elsewhere."""
@@ -283,7 +295,7 @@ class _Proof:
         reason = self.timed_reason(made)
         if reason is not None:
             return reason
-        if not self.cloned and self.is_settled(made) and not self.stale_by_time(unit, made):
+        if self.judged_by_cargo(made) and not self.stale_by_time(unit, made):
             # Cargo calls it Fresh, and the contents say nothing else: no more is asked in place.
             return self.dependency_reason(made)
         reason = self.added_reason(made) or self.environment_reason(unit, made)
@@ -450,6 +462,8 @@ class _Proof:
         reason = verdict.reason
         if reason is None or made is None:
             return False
+        if reason.code in _BLIND and not self.judged_by_cargo(made):
+            return True
         if reason.code not in _HARD:
             return False
         # Cargo names a better reason itself where it sees the change.
@@ -502,14 +516,17 @@ def prove(
     packages: Packages,
     *,
     cloned: bool,
+    pending: bool = False,
     records: dict[str, Record] | None = None,
 ) -> Plan:
     """Compare every unit of ``target`` with the checkout at ``place``.
 
+    ``cloned``: the target comes from elsewhere.  ``pending``: it is such a clone, published, in
+    which nothing was built yet: Cargo's first build here would be a clean one and see everything.
     ``records`` are taken for units that have none on disk, by unit key (a donor that is read-only
     cannot keep them itself).  Reads files only.
     """
-    return _Proof(target, place, contents, packages, cloned, records or {}).plan()
+    return _Proof(target, place, contents, packages, cloned, pending, records or {}).plan()
 
 
 def _join(root: str, relative: str) -> str:
