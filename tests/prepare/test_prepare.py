@@ -479,6 +479,29 @@ def test_a_hidden_input_edited_before_the_first_build_in_a_clone(
     assert cow(there, tmp_path, "build", *ALL).rustc == []
 
 
+def test_a_unit_that_asks_whether_it_was_selected(btrfs: Path, tmp_path: Path) -> None:
+    member = '[package]\nname = "{}"\nversion = "0.1.0"\nedition = "2021"\n'
+    root = repository(
+        btrfs / "main",
+        {
+            "Cargo.toml": '[workspace]\nmembers = ["app", "util"]\nresolver = "2"\n',
+            "util/Cargo.toml": member.format("util"),
+            "util/src/lib.rs": "pub fn selected() -> bool "
+            '{ option_env!("CARGO_PRIMARY_PACKAGE").is_some() }\n',
+            "app/Cargo.toml": member.format("app")
+            + '[dependencies]\nutil = { path = "../util" }\n',
+            "app/src/main.rs": 'fn main() { println!("{}", util::selected()); }\n',
+        },
+    )
+    assert cargo(root, tmp_path, "build", "--workspace").status == 0
+    assert _output(root) == "true\n"
+    settle()
+    there = root.parent / "there"
+    git(root, "worktree", "add", "-q", str(there))
+    assert cow(there, tmp_path, "build", "-p", "app").status == 0
+    assert _output(there) == "false\n"
+
+
 def test_new_content_under_an_old_time_is_not_recorded(quick: Path, tmp_path: Path) -> None:
     """``cp -p``, ``tar`` and ``touch -r`` fool Cargo in place; the lie must not spread."""
     for name, text in {"gen/schema.txt": "schema 9\n", "shared.txt": "shared 9\n"}.items():

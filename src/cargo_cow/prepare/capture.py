@@ -28,7 +28,7 @@ from cargo_cow.prepare.contents import MISSING, UNREADABLE, Contents
 from cargo_cow.prepare.macros import INCBIN, PURE, UNSTATED
 from cargo_cow.prepare.packages import Packages, keep_list
 from cargo_cow.prepare.place import Place, below
-from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, Input, Record, Timed
+from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, PRIMARY, Input, Record, Timed
 
 _LEDGER = ".cargo-cow/ledger.json"
 """Units that need no record, or cannot have one, by the build that was examined."""
@@ -233,7 +233,9 @@ class Capturer:
         info = unit.dep_info()
         tracked = {key for key, _ in info.env} if info is not None else set()
         return tuple(
-            (key, value) for key, value in makefile.env if key not in tracked and value is not None
+            (key, value or "")
+            for key, value in makefile.env
+            if key not in tracked and (value is not None or key == PRIMARY)
         )
 
     def _out_dir_baked(self, unit: Unit) -> bool | None:

@@ -22,7 +22,7 @@ from cargo_cow.prepare.capture import mentions, newest_below
 from cargo_cow.prepare.contents import MISSING, Contents
 from cargo_cow.prepare.packages import Packages, first_difference
 from cargo_cow.prepare.place import Place, below
-from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, Record
+from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, PRIMARY, Record
 
 Status = Literal["proven", "kept", "unproven", "dirty", "unknown"]
 
@@ -349,7 +349,7 @@ class _Proof:
             if key == "OUT_DIR":
                 if made.out_dir_baked is not False and value != self.out_dir_here(made):
                     return Reason("out-dir")
-            elif any(mentions(value, root) for root in roots):
+            elif key == PRIMARY or any(mentions(value, root) for root in roots):
                 return Reason("environment", f"{key}={value}")
         if made.bakes_root:
             return Reason("macro-path", ", ".join(made.macros))

@@ -23,6 +23,10 @@ ABSOLUTE = 2
 """Outside the checkout."""
 
 
+PRIMARY = "CARGO_PRIMARY_PACKAGE"
+"""Set for packages that the command line selects: no two calls need agree on it."""
+
+
 class Input(NamedTuple):
     """One input: where it lies, and the digest of what the unit was made from."""
 
