@@ -42,25 +42,27 @@ OLD_STYLE = ("declares_nothing", "git_silent")  # scripts for which sources' tim
 
 
 class History(NamedTuple):
-    """``layout`` is ``legacy`` or ``new``: how Cargo lays out its target."""
+    """``layout`` is ``legacy`` or ``new``: how Cargo lays out its target.
+
+    ``bare``: the repository is a bare one, and ``main`` a worktree of it.  ``prefix`` begins the
+    name of every checkout's directory.
+    """
 
     workspace: Workspace
     steps: tuple[Step, ...]
     layout: str = "legacy"
+    bare: bool = False
+    prefix: str = ""
 
     def to_json(self) -> str:
-        data = {
-            "layout": self.layout,
-            "workspace": self.workspace.to_json(),
-            "steps": list(self.steps),
-        }
-        return json.dumps(data)
+        plain = {"workspace": self.workspace.to_json(), "steps": list(self.steps)}
+        return json.dumps({**self._asdict(), **plain})
 
     @classmethod
     def from_json(cls, text: str) -> History:
         data = json.loads(text)
         workspace = Workspace.from_json(data["workspace"])
-        return cls(workspace, tuple(data["steps"]), data["layout"])
+        return cls(**{**data, "workspace": workspace, "steps": tuple(data["steps"])})
 
 
 class Finding(NamedTuple):
@@ -151,22 +153,35 @@ class World:
         self._built: set[str] = set()
         self._build_times: dict[str, list[int]] = {}
         self._serial = 0
-        main = root / "main"
-        main.mkdir()
-        self.rendered: Rendered = write(self.workspace, main)
-        self.checkouts: dict[str, Path] = {"main": main}
-        git(main, self.env, "init", "-q", "-b", "main")
-        observing.run(["cargo", "generate-lockfile"], main / self.workspace.root, self.env)
-        git(main, self.env, "add", "-A")
-        git(main, self.env, "commit", "-q", "-m", "first")
+        self._prefix = history.prefix
+        first = root / "first" if history.bare else self._place("main")
+        first.mkdir()
+        self.rendered: Rendered = write(self.workspace, first)
+        self.checkouts: dict[str, Path] = {"main": self._place("main")}
+        git(first, self.env, "init", "-q", "-b", "main")
+        observing.run(["cargo", "generate-lockfile"], first / self.workspace.root, self.env)
+        git(first, self.env, "add", "-A")
+        git(first, self.env, "commit", "-q", "-m", "first")
+        if history.bare:
+            git(root, self.env, "clone", "-q", "--bare", str(first), "bare.git")
+            shutil.rmtree(first)
+            main = str(self.checkouts["main"])
+            git(root / "bare.git", self.env, "worktree", "add", "-q", main, "main")
 
     # --- reading ---------------------------------------------------------------------------
+
+    def _place(self, name: str) -> Path:
+        return self.root / f"{self._prefix}{name}"
 
     def _cwd(self, name: str) -> Path:
         return self.checkouts[name] / self.workspace.root
 
     def _targets(self, name: str) -> list[Path]:
-        return [self._cwd(name) / target for target in self.workspace.targets()]
+        cwd = self._cwd(name)
+        every = [cwd / target for target in self.workspace.targets()]
+        if (named := self.variables.get("CARGO_TARGET_DIR")) is not None:
+            every[0] = cwd / named
+        return every
 
     def _twin(self, name: str) -> Path:
         return self.root / "twins" / name
@@ -177,7 +192,7 @@ class World:
     def _sources(self, name: str) -> dict[str, tuple[int, int, int]]:
         """Size, mtime and inode of every file of a checkout outside git and the targets."""
         checkout, left = self.checkouts[name], {}
-        skipped = {str(target) for target in self._targets(name)}
+        skipped = {str(self._cwd(name) / t) for t in (*self.workspace.targets(), "other")}
         old = self._old_style(name)
         for directory, names, files in os.walk(checkout):
             names[:] = [
@@ -212,8 +227,8 @@ class World:
         """Plain Cargo with the targets in ``place`` bound over the checkout's own."""
         script = ""
         made = []
-        for number, target in enumerate(self._targets(name)):
-            ours = place / str(number)
+        for target in self._targets(name):
+            ours = place / target.name
             ours.mkdir(parents=True, exist_ok=True)
             if not target.exists():
                 target.mkdir(parents=True)
@@ -298,7 +313,8 @@ class World:
         got = self._tool_build(at, call, by)
         after = self._sources(at)
         for path in sorted({*before, *after}):
-            if before.get(path) != after.get(path):
+            swept = path not in after and "/.target.cow-" in path  # left by an interrupted build
+            if before.get(path) != after.get(path) and not swept:
                 self._find("touched", at, path, str(after.get(path)), str(before.get(path)))
         self.builds += 1
         self._judge(at, call, got)
@@ -419,6 +435,22 @@ class World:
             file.unlink()
             file.symlink_to(aside.name)
 
+    def _do_symlink(self, at: str, path: str, to: str) -> None:
+        """A symbolic link to a file or directory of the checkout, relative to where it stands."""
+        link, target = self.checkouts[at] / path, self.checkouts[at] / to
+        if target.exists() and not os.path.lexists(link) and link.parent.is_dir():
+            link.symlink_to(os.path.relpath(target, link.parent))
+
+    def _do_copy(self, at: str, new: str) -> None:
+        """``cp -a`` of a whole checkout, a project of its own: plain Cargo believes its target."""
+        if new in self.checkouts or (self.checkouts[at] / ".git").is_file():
+            return
+        subprocess.run(["cp", "-a", self.checkouts[at], self._place(new)], check=True)
+        if self._twin(at).exists():
+            subprocess.run(["cp", "-a", self._twin(at), self._twin(new)], check=True)
+        self.checkouts[new] = self._place(new)
+        self._built.add(new)
+
     def _git(self, at: str, *args: str) -> None:
         with contextlib.suppress(subprocess.CalledProcessError):  # conflicts are histories too
             git(self.checkouts[at], self._environment(), *args)
@@ -450,7 +482,7 @@ class World:
     ) -> None:
         if new in self.checkouts:
             return
-        dest = self.root / "main" / ".worktrees" / new if nested else self.root / new
+        dest = self.checkouts["main"] / ".worktrees" / new if nested else self._place(new)
         tool = self.tool if by == "tool" else Tool()
         refs = [ref] if ref is not None and self._known(at, ref) else []
         tool.add_worktree(self.checkouts[at], dest, refs, self._environment(), self._nest())
@@ -464,7 +496,10 @@ class World:
         return True
 
     def _do_drop(self, at: str) -> None:
-        if at != "main":
+        if (self.checkouts[at] / ".git").is_dir() and at != "main":
+            shutil.rmtree(self.checkouts[at])
+            self._forget(at)
+        elif at != "main":
             self._git("main", "worktree", "remove", "--force", str(self.checkouts[at]))
             if self.checkouts[at].exists():  # as it may be where files cannot be removed by git
                 shutil.rmtree(self.checkouts[at])
@@ -479,12 +514,12 @@ class World:
 
     def _do_relocate(self, at: str, new: str) -> None:
         """``git worktree move``: plain Cargo is blind to it, and so may we be."""
-        if at == "main" or new in self.checkouts:
+        if (self.checkouts[at] / ".git").is_dir() or at == "main" or new in self.checkouts:
             return
-        self._git("main", "worktree", "move", str(self.checkouts[at]), str(self.root / new))
+        self._git("main", "worktree", "move", str(self.checkouts[at]), str(self._place(new)))
         if self._twin(at).exists():
             self._twin(at).rename(self._twin(new))
-        self.checkouts[new] = self.root / new
+        self.checkouts[new] = self._place(new)
         if at in self._built:
             self._built.add(new)
         self._forget(at)
@@ -541,6 +576,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "ORACLE_RERUN": ("set1", "set2"),
     "RUSTFLAGS": ("--cfg oracle_flag",),
     "CARGO_INCREMENTAL": ("0",),
+    "CARGO_TARGET_DIR": ("other",),
     "CARGO_PROFILE_DEV_OPT_LEVEL": ("1",),
 }
 
@@ -642,6 +678,10 @@ class Author:
             return [self._edit(at)]
         directory = chance.choice(self.rendered.directories)
         name = f"{directory}/{chance.choice(['new.txt', 'more.txt', 'one.txt', 'sub/new.txt'])}"
+        if chance.random() < 0.2:
+            to = chance.choice([self._file(), str(Path(self._file()).parent)])
+            if not f"{directory}/".startswith(f"{to}/") and to not in ("", "."):
+                return [{"do": "symlink", "at": at, "path": f"{directory}/link", "to": to}]
         if chance.random() < 0.3:
             return [{"do": "remove", "at": at, "path": name}]
         text = f"added {chance.randint(101, 109)}\n"
@@ -702,7 +742,10 @@ class Author:
             elif turn < 0.32 and at != "main":
                 steps.append({"do": "drop", "at": at})
                 self.checkouts.remove(at)
-            elif turn < 0.34 and at != "main":
+            elif turn < 0.33 and "copy" not in self.checkouts:
+                steps.append({"do": "copy", "at": at, "new": "copy"})
+                self.checkouts.append("copy")
+            elif turn < 0.35 and at != "main":
                 new_name = f"{at}m"
                 steps.append({"do": "relocate", "at": at, "new": new_name})
                 self.checkouts[self.checkouts.index(at)] = new_name
@@ -775,7 +818,10 @@ def draw(seed: int) -> History:
     workspace = generate(chance)
     layout = chance.choice(["legacy", "legacy", "new"])
     author = Author(chance, workspace, render(workspace))
-    return History(workspace, author.write(chance.choice([10, 20, 30])), layout)
+    steps = author.write(chance.choice([10, 20, 30]))
+    bare = chance.random() < 0.1
+    prefix = chance.choice(["", "", "", "a b ", "ä#$ "])
+    return History(workspace, steps, layout, bare, prefix)
 
 
 def played(place: Path, history: History, tool: Tool) -> World:

@@ -330,6 +330,7 @@ def _macro_paths(b: Builder) -> None:
     b.file("served.txt", f"served {FIRST}\n", ("served", "served "))
     b.see("mac.manifest", "mac::manifest!()")
     b.see("mac.cwd", "mac::cwd!()")
+    b.see("mac.home", "mac::home!()")
     b.see("mac.served", 'mac::served!("served.txt")')
 
 
@@ -835,6 +836,9 @@ pub fn var(input: TokenStream) -> TokenStream {
 pub fn manifest(_: TokenStream) -> TokenStream { literal(&manifest_dir().display().to_string()) }
 
 #[proc_macro]
+pub fn home(_: TokenStream) -> TokenStream { literal(env!("CARGO_MANIFEST_DIR")) }
+
+#[proc_macro]
 pub fn cwd(_: TokenStream) -> TokenStream {
     literal(&env::current_dir().unwrap().display().to_string())
 }
@@ -903,7 +907,7 @@ def _manifest(b: Builder, workspace: Workspace, by_name: dict[str, Member]) -> s
     lines = [
         "[package]",
         f'name = "{b.member.package_name}"',
-        'version = "2.0.0"' if b.member.package else 'version = "0.1.0"',
+        f'version = "{2 if b.member.package else 1}.0.{FIRST}"',
         'edition = "2021"',
         f'description = "d{FIRST}"',
         'authors = ["side"]' if side else "authors.workspace = true",
@@ -1030,7 +1034,8 @@ def render(workspace: Workspace) -> Rendered:
         manifest = _manifest(b, workspace, by_name)
         if member.place == "root":
             manifest, root_manifest = manifest + root_manifest, ""
-        b.file("Cargo.toml", manifest, ("manifest", 'description = "d'))
+        version = f'version = "{2 if member.package else 1}.0.'
+        b.file("Cargo.toml", manifest, ("manifest", 'description = "d'), ("version", version))
         files |= b.files
         inputs |= b.inputs
         directories += b.directories
@@ -1053,7 +1058,7 @@ ORACLE_CONFIG_PLAIN = "c{FIRST}"
     files[_join(root, ".cargo/config.toml")] = config
     inputs["config"] = Input(_join(root, ".cargo/config.toml"), 'PLAIN = "c')
     ignored = "".join(f"/{_join(root, directory)}\n" for directory in workspace.targets())
-    files[".gitignore"] = f"{ignored}.env\n*.ignored\n/.worktrees/\n"
+    files[".gitignore"] = f"{ignored}.env\n*.ignored\n/.worktrees/\nother/\n"
     return Rendered(files, inputs, tuple(dict.fromkeys(directories)), tuple(moves))
 
 
