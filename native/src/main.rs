@@ -7,6 +7,7 @@
 
 mod clone_tree;
 mod depinfo;
+mod namespace;
 mod shim;
 mod signals;
 mod verbs;

@@ -14,8 +14,8 @@ use super::strip_prefix;
 /// One call of the shim: one program word, or two where a workspace wrapper (such as
 /// `clippy-driver`) stands before rustc.
 pub struct Call<'a> {
-    programs: &'a [OsString],
-    arguments: &'a [OsString],
+    pub programs: &'a [OsString],
+    pub arguments: &'a [OsString],
 }
 
 /// A compile into a directory of Cargo's.
@@ -30,6 +30,8 @@ pub struct Compile {
     /// `None`: no dep-info was asked for, or to stdout.
     pub dep_info: Option<PathBuf>,
     pub sysroot: Option<PathBuf>,
+    /// Where rustc keeps its state from one compile to the next.
+    pub incremental: Option<PathBuf>,
 }
 
 impl<'a> Call<'a> {
@@ -61,6 +63,7 @@ impl<'a> Call<'a> {
         let mut extra_filename = OsString::new();
         let mut emit: Option<OsString> = None;
         let mut sysroot = None;
+        let mut incremental = None;
         while let Some(argument) = rest.next() {
             let argument: &OsStr = argument;
             if let Some(value) = option(argument, "--crate-name", &mut rest) {
@@ -74,10 +77,12 @@ impl<'a> Call<'a> {
                 all.push(value);
             } else if let Some(value) = option(argument, "--sysroot", &mut rest) {
                 sysroot = Some(PathBuf::from(value));
-            } else if let Some(value) = codegen(argument, &mut rest)
-                && let Some(extra) = strip_prefix(value, "extra-filename=")
-            {
-                extra_filename = extra.to_owned();
+            } else if let Some(value) = codegen(argument, &mut rest) {
+                if let Some(extra) = strip_prefix(value, "extra-filename=") {
+                    extra_filename = extra.to_owned();
+                } else if let Some(path) = strip_prefix(value, "incremental=") {
+                    incremental = Some(PathBuf::from(path));
+                }
             }
         }
         let (crate_name, out_dir) = (crate_name?, out_dir?);
@@ -104,13 +109,14 @@ impl<'a> Call<'a> {
             extra_filename,
             dep_info,
             sysroot,
+            incremental,
         })
     }
 }
 
 /// The arguments with every `@FILE` replaced by its lines; one that cannot be read stays, and
 /// rustc will say so.
-fn expand(arguments: &[OsString]) -> Vec<Cow<'_, OsStr>> {
+pub fn expand(arguments: &[OsString]) -> Vec<Cow<'_, OsStr>> {
     let mut result = Vec::with_capacity(arguments.len());
     for argument in arguments {
         let contents = strip_prefix(argument, "@").and_then(|file| std::fs::read(file).ok());
@@ -182,6 +188,10 @@ mod tests {
             Path::new("/w/target/debug/deps/app-89abcdef01234567.d")
         );
         assert_eq!(compile.rustc, Path::new("rustc"));
+        assert_eq!(
+            compile.incremental.unwrap(),
+            Path::new("/w/target/debug/incremental")
+        );
     }
 
     #[test]

@@ -5,13 +5,15 @@
 //! duty is to be invisible: it prints nothing, and whatever goes wrong with its own work ends in
 //! `exec` of the real compiler.  `CARGO_COW_LOG=FILE` tells what it did.
 //!
-//! Three kinds of call:
+//! Kinds of call:
 //!   * Cargo's first probe (`RUSTC -vV`): the moment to seed a target that is not there (`seed`).
 //!   * a compile whose inputs are worth noting: run, waited for, then observed (`observe`).
+//!   * a compile that shall see its checkout elsewhere: run there, with a relay (`identity`).
 //!   * everything else: `exec`, so that no process of ours remains.
 
 mod args;
 mod checkout;
+mod identity;
 mod observe;
 mod process;
 mod seed;
@@ -34,24 +36,34 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         }
         let compile = call.compile()?;
         seed::mark(&compile.out_dir);
-        observe::Plan::of(compile)
+        let identity = guarded(|| identity::Plan::of(&call, &compile));
+        Some((observe::Plan::of(compile), identity))
     });
+    let (observation, identity) = plan.unwrap_or_default();
     let chained = process::chained(&arguments);
-    match plan {
-        Some(plan) => observed(chained, &arguments, &plan),
-        None => replace(chained, &arguments),
+    if observation.is_none() && identity.is_none() {
+        return replace(chained, &arguments);
     }
+    stay(chained, &arguments, observation.as_ref(), identity)
 }
 
-fn observed(mut chained: Option<Command>, compiler: &[OsString], plan: &observe::Plan) -> ExitCode {
-    let started = plan.start();
-    let ended = match &mut chained {
-        Some(chained) => process::wait_for(chained),
-        None => process::wait_for(&mut process::plain(compiler)),
+fn stay(
+    mut chained: Option<Command>,
+    compiler: &[OsString],
+    observation: Option<&observe::Plan>,
+    identity: Option<identity::Plan>,
+) -> ExitCode {
+    let observation = observation.map(|plan| (plan, plan.start()));
+    let ended = match (identity.and_then(identity::Plan::run), &mut chained) {
+        (Some(ended), _) => Ok(ended),
+        (None, Some(chained)) => process::wait_for(chained),
+        (None, None) => process::wait_for(&mut process::plain(compiler)),
     };
     match ended {
         Ok(process::Ended::Exited(code)) => {
-            if code == 0 {
+            if let Some((plan, started)) = observation
+                && code == 0
+            {
                 guarded(|| {
                     match plan.write(started) {
                         Ok(summary) => log(&summary),

@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use super::variable;
 use crate::signals::{Forwarding, die_by};
 
-const CHAIN: &str = "CARGO_COW_CHAIN";
+pub const CHAIN: &str = "CARGO_COW_CHAIN";
 
 pub enum Ended {
     Exited(u8),
@@ -34,6 +34,11 @@ pub fn plain(compiler: &[OsString]) -> Command {
 
 /// Runs the command with our stdio, environment, process group and signals.
 pub fn wait_for(command: &mut Command) -> io::Result<Ended> {
+    wait_while(command, |_| {})
+}
+
+/// The same, with something to do while the child runs.
+pub fn wait_while(command: &mut Command, meanwhile: impl FnOnce(&mut Child)) -> io::Result<Ended> {
     let forwarding = Forwarding::begin();
     let mut child = command.spawn().inspect_err(|_| {
         if let Some(signal) = forwarding.received() {
@@ -42,6 +47,7 @@ pub fn wait_for(command: &mut Command) -> io::Result<Ended> {
     })?;
     let number = child.id().cast_signed();
     forwarding.to(number);
+    meanwhile(&mut child);
     // First learn of the end, then stop forwarding, then reap: a number that has been reaped may
     // belong to another process.
     if let Some(pid) = Pid::from_raw(number) {

@@ -1,0 +1,279 @@
+//! Identity: rustc sees the checkout where the donor's rustc saw it.
+//!
+//! rustc gives up its incremental state where its working directory or `--out-dir` is another
+//! than before.  `<git-dir>/cargo-cow/identity.json` says where this checkout shall be seen; a
+//! compile with `-C incremental` then runs in a mount namespace of its own, in which the checkout
+//! is bound there too.  What rustc says of those paths is mapped back (`restore`), so that
+//! nobody else meets them; values of variables stay real.
+//!
+//! Whatever stands against it ends in the compiler at the real path, which is right and slower.
+//! What could differ inside is refused beforehand: names of things below the identity that are
+//! not of this checkout (another checkout mostly is there), and helpers that may hand the work to
+//! a process outside.
+
+mod arguments;
+mod places;
+mod restore;
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::MemfdFlags;
+
+use super::args::{self, Call, Compile};
+use super::checkout::Checkout;
+use super::process::{self, Ended};
+use super::{log, variable};
+use crate::namespace::{self, View};
+use places::{Place, Places};
+use restore::Back;
+
+const FILE: &str = "identity.json";
+const SWITCH: &str = "CARGO_COW_IDENTITY";
+
+/// Variables of shells and editors that tell where somebody was, and that no compile asks for.
+const IDLE: &[&str] = &["_", "PWD", "OLDPWD", "INIT_CWD", SWITCH, "CARGO_COW_LOG"];
+const IDLE_FAMILIES: &[&str] = &["VSCODE_", "DIRENV_", "TMUX", "XDG_", "GIT_"];
+
+/// Variables that lead rustc, the linker and macros to files, symlinks included.
+const LEADING: &[&str] = &[
+    "CARGO_HOME",
+    "COMPILER_PATH",
+    "HOME",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "LIBRARY_PATH",
+    "OUT_DIR",
+    "PATH",
+    "RUSTUP_HOME",
+];
+
+/// A compile that shall run at the identity.
+pub struct Plan {
+    program: OsString,
+    arguments: Vec<OsString>,
+    view: View,
+    back: Back,
+    dep_info: Option<PathBuf>,
+    /// `@FILE` of ours; open until the child has it.
+    _argument_file: Option<OwnedFd>,
+}
+
+impl Plan {
+    /// `None`: the compile runs as ever.
+    pub fn of(call: &Call, compile: &Compile) -> Option<Self> {
+        // Other compiles have no state to lose.
+        let incremental = compile.incremental.as_deref()?;
+        if variable(SWITCH).is_some_and(|value| value == "off") {
+            return None;
+        }
+        let directory = std::env::current_dir().ok()?;
+        let (checkout, text) = asked_for(&directory, &compile.out_dir)?;
+        let plan = Self::made(call, compile, &directory, incremental, &checkout, &text);
+        plan.inspect_err(|reason| log(&format!("identity: not used: {reason}")))
+            .ok()
+    }
+
+    fn made(
+        call: &Call,
+        compile: &Compile,
+        directory: &Path,
+        incremental: &Path,
+        checkout: &Checkout,
+        text: &str,
+    ) -> Result<Self, String> {
+        let places = Places::parse(text, &checkout.root)?;
+        let physical = |path: &Path| fs::canonicalize(path).is_ok_and(|found| found == path);
+        for place in places.all() {
+            for path in [&place.real, &place.seen] {
+                if !physical(path) {
+                    return Err(format!("{} is not there, or a symlink", path.display()));
+                }
+            }
+        }
+        let back = places.all().iter().map(|place| {
+            let text = |path: &Path| path.to_str().map(str::to_owned);
+            text(&place.seen).zip(text(&place.real))
+        });
+        let back = Back::new(back.collect::<Option<_>>().ok_or("not UTF-8")?);
+        check_programs(call.programs)?;
+        if rustix::termios::isatty(io::stderr()) {
+            return Err("stderr is a terminal".to_owned());
+        }
+        let given = args::expand(call.arguments);
+        let given = given.iter().map(AsRef::as_ref);
+        check_words(given.clone(), &back)?;
+        let rewritten = arguments::rewrite(given, &places)?;
+        let package = variable("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        for within in [Some(checkout.root.as_path()), package.as_deref()] {
+            within.map_or(Ok(()), |within| check_links(within, &places))?;
+        }
+        let mut program = call.programs.iter().cloned();
+        let mut arguments: Vec<OsString> = program.by_ref().skip(1).collect();
+        let mut argument_file = None;
+        if call
+            .arguments
+            .iter()
+            .any(|word| word.as_bytes().starts_with(b"@"))
+        {
+            let file = argument_file_of(&rewritten)?;
+            arguments.push(format!("@/proc/self/fd/{}", file.as_raw_fd()).into());
+            argument_file = Some(file);
+        } else {
+            arguments.extend(rewritten);
+        }
+        let moved = |path: &Path| places.seen(path).map(|seen| (path.to_owned(), seen));
+        let bind = |place: &Place| (place.real.clone(), place.seen.clone());
+        Ok(Self {
+            program: call.programs[0].clone(),
+            arguments,
+            view: View {
+                binds: places.all().iter().map(bind).collect(),
+                directory: places.seen(directory).unwrap_or(directory.to_owned()),
+                steady: steady(call.programs, compile),
+                same: [directory, &compile.out_dir, incremental]
+                    .into_iter()
+                    .filter_map(moved)
+                    .collect(),
+            },
+            back,
+            dep_info: compile.dep_info.as_ref().map(|path| directory.join(path)),
+            _argument_file: argument_file,
+        })
+    }
+
+    /// `None`: the compiler has still to be run at the real path.
+    pub fn run(self) -> Option<Ended> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .stderr(std::process::Stdio::piped());
+        namespace::confine(&mut command, self.view, log);
+        let back = self.back.clone();
+        let ended = process::wait_while(&mut command, |child| {
+            if let Some(stderr) = child.stderr.take() {
+                back.relay(stderr, io::stderr().lock());
+            }
+        });
+        let ended = ended
+            .inspect_err(|error| log(&format!("identity: not used: {error}")))
+            .ok()?;
+        let restored = self
+            .dep_info
+            .map_or(Ok(()), |path| self.back.restore_dep_info(&path));
+        if let (Ended::Exited(0), Err(error)) = (&ended, restored) {
+            // Cargo would take the paths in it for real ones.
+            log(&format!("identity: given up, dep-info: {error}"));
+            return None;
+        }
+        Some(ended)
+    }
+}
+
+/// The checkout of the working directory, or else of the output (a package that lies elsewhere),
+/// and its wish.
+fn asked_for(directory: &Path, out_dir: &Path) -> Option<(Checkout, String)> {
+    let wish = |checkout: Checkout| {
+        let text = checkout.read(FILE)?;
+        Some((checkout, text))
+    };
+    Checkout::above(directory).and_then(wish).or_else(|| {
+        if out_dir.starts_with(directory) || !out_dir.is_absolute() {
+            return None;
+        }
+        Checkout::above(out_dir).and_then(wish)
+    })
+}
+
+/// A wrapper, or a compiler that is one, may hand the work to a server, which is not inside.
+fn check_programs(programs: &[OsString]) -> Result<(), String> {
+    if let Some(chain) = variable(process::CHAIN) {
+        return Err(format!("{} may work elsewhere", chain.display()));
+    }
+    let known = |program: &OsString| {
+        let name = Path::new(program).file_name();
+        name.is_some_and(|name| name == "rustc" || name == "clippy-driver")
+    };
+    match programs.iter().find(|program| !known(program)) {
+        Some(other) => Err(format!("{} may work elsewhere", other.display())),
+        None => Ok(()),
+    }
+}
+
+/// Whether any argument or variable names something that is not the same inside.
+fn check_words<'a>(given: impl Iterator<Item = &'a OsStr>, back: &Back) -> Result<(), String> {
+    let mut previous = OsStr::new("");
+    for word in given {
+        let remaps = previous == "--remap-path-prefix"
+            || word.as_bytes().starts_with(b"--remap-path-prefix");
+        if !remaps && back.is_named_in(word.as_bytes()) {
+            return Err(format!("{} names the identity itself", word.display()));
+        }
+        previous = word;
+    }
+    for (name, value) in std::env::vars_os() {
+        let idle = IDLE.iter().any(|idle| name == *idle)
+            || IDLE_FAMILIES
+                .iter()
+                .any(|family| name.as_bytes().starts_with(family.as_bytes()));
+        if !idle && back.is_named_in(value.as_bytes()) {
+            return Err(format!("{} names the identity itself", name.display()));
+        }
+    }
+    Ok(())
+}
+
+/// A symlink into what the identity hides would lead to itself inside.  Looked for where they
+/// commonly are: in the root and beside the package's manifest.
+fn check_links(directory: &Path, places: &Places) -> Result<(), String> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+            let path = entry.path();
+            let target = fs::read_link(&path).map(|target| directory.join(target));
+            let named = target.is_ok_and(|target| places.hides(&target));
+            if named || fs::canonicalize(&path).is_ok_and(|target| places.hides(&target)) {
+                return Err(format!("{} leads into the identity", path.display()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What rustc and its helpers need, by whatever name it is reached.
+fn steady(programs: &[OsString], compile: &Compile) -> Vec<PathBuf> {
+    let mut result: Vec<PathBuf> = programs.iter().map(PathBuf::from).collect();
+    result.extend(compile.sysroot.clone());
+    result.push(std::env::temp_dir());
+    for name in LEADING {
+        if let Some(value) = variable(name) {
+            result.extend(std::env::split_paths(&value));
+        }
+    }
+    result.retain(|path| path.is_absolute());
+    result
+}
+
+/// A file that only the child's descriptor names: nothing is left of it, whoever is killed.
+fn argument_file_of(arguments: &[OsString]) -> Result<OwnedFd, String> {
+    let file = rustix::fs::memfd_create("arguments", MemfdFlags::empty())
+        .map_err(|error| format!("no file for arguments: {error}"))?;
+    let mut text = Vec::new();
+    for argument in arguments {
+        if argument.as_bytes().contains(&b'\n') {
+            return Err("an argument of several lines".to_owned());
+        }
+        text.extend_from_slice(argument.as_bytes());
+        text.push(b'\n');
+    }
+    let mut file = fs::File::from(file);
+    file.write_all(&text).map_err(|error| error.to_string())?;
+    Ok(file.into())
+}
