@@ -502,6 +502,30 @@ def test_a_unit_that_asks_whether_it_was_selected(btrfs: Path, tmp_path: Path) -
     assert _output(there) == "false\n"
 
 
+def test_a_package_at_the_root_whose_script_declares_nothing(btrfs: Path, tmp_path: Path) -> None:
+    """As in many programs: Cargo.lock and all belong to the package, whose times Cargo hashes."""
+    root = repository(
+        btrfs / "main",
+        {
+            "Cargo.toml": '[package]\nname = "app"\nversion = "0.1.0"\nedition = "2021"\n',
+            "build.rs": 'fn main() { println!("cargo:rustc-env=X=1"); }\n',
+            "src/main.rs": 'fn main() { println!("{}", env!("X")); }\n',
+            "README.md": "read me\n",
+        },
+    )
+    assert cargo(root, tmp_path, "build", *ALL).status == 0
+    git(root, "add", "Cargo.lock")
+    git(root, "commit", "-qm", "lock")
+    assert cargo(root, tmp_path, "build", *ALL).status == 0
+    settle()
+    there = root.parent / "there"
+    git(root, "worktree", "add", "-q", str(there))
+    built = cow(there, tmp_path, "build", *ALL, "-v")
+    assert (built.rustc, built.scripts) == ([], 0), built.output
+    write(there, {"README.md": "again\n"})
+    assert cow(there, tmp_path, "build", *ALL, "-v").scripts == 1
+
+
 def test_new_content_under_an_old_time_is_not_recorded(quick: Path, tmp_path: Path) -> None:
     """``cp -p``, ``tar`` and ``touch -r`` fool Cargo in place; the lie must not spread."""
     for name, text in {"gen/schema.txt": "schema 9\n", "shared.txt": "shared 9\n"}.items():

@@ -144,49 +144,101 @@ def _from_donor(
             "dry run", chosen.checkout, plan, None, None, choice.refused, seconds, tuple(notes)
         )
 
+    fitted = clone_for(
+        place,
+        source,
+        donor=chosen.checkout,
+        records=captured.records,
+        contents=contents,
+        seconds=seconds,
+        allow_copy=allow_copy,
+    )
+    try:
+        started = time.monotonic()
+        _publish(fitted.path, destination)
+        seconds["publish"] = time.monotonic() - started
+    except FileExistsError:
+        filesystems.remove_target(fitted.path)
+        say(f"{destination} was made by somebody else meanwhile: it is left as it is")
+        return Report("none", None, None, None, None, choice.refused, seconds, tuple(notes))
+    except BaseException:
+        filesystems.remove_target(fitted.path)
+        raise
+    memo = Contents(f"{place.build_dir}/{_MEMO}")
+    memo.adopt(contents)
+    memo.save()
+    return Report(
+        fitted.clone.method,
+        chosen.checkout,
+        fitted.plan,
+        fitted.applied,
+        fitted.clone,
+        choice.refused,
+        seconds,
+        tuple(notes),
+    )
+
+
+class Fitted(NamedTuple):
+    """A clone that is proven and stamped for its place, still under its temporary name."""
+
+    path: Path
+    clone: CloneReport
+    plan: Plan
+    applied: Applied
+
+
+def clone_for(
+    place: Place,
+    source: Path,
+    *,
+    donor: Path,
+    records: dict[str, Record],
+    contents: Contents,
+    seconds: dict[str, float],
+    allow_copy: bool = True,
+    taken: int | None = None,
+) -> Fitted:
+    """Clone ``source`` to a temporary sibling of the place's target and fit it to the place.
+
+    ``taken`` (ns) is when ``source`` began to be what it is, on the clock of its filesystem, for
+    a state; None for a live target, which may change while it is cloned.  ``donor`` is what the
+    clone will say it came from, ``records`` are those that ``source`` cannot keep itself, and
+    ``seconds`` gets the times of the parts.  Raises CowError and OSError; nothing is left then.
+    """
+    destination = Path(place.build_dir)
     destination.parent.mkdir(parents=True, exist_ok=True)
     filesystems.remove_stale(destination.parent, destination.name)
     temporary = filesystems.temporary_sibling(destination)
     started = time.monotonic()
-    cloned_at = filesystems.clock(source) if os.access(source, os.W_OK) else time.time_ns()
+    if taken is None:
+        taken = filesystems.clock(source) if os.access(source, os.W_OK) else time.time_ns()
     clone = filesystems.clone_target(source, temporary, allow_copy=allow_copy)
     seconds["clone"] = time.monotonic() - started
     try:
         t0 = _t0(temporary)
         started = time.monotonic()
         target = Target(str(temporary))
-        _drop_torn(target, source, cloned_at)
+        _drop_torn(target, source, taken)
         _forget_donor(temporary)
         plan = proof.prove(
             Target(str(temporary)),
             place,
             contents,
-            packages,
+            Packages(place.checkout, place.workspace, place.build_dir, contents),
             cloned=True,
-            records=captured.records,
+            records=records,
         )
         seconds["prove"] = time.monotonic() - started
         started = time.monotonic()
-        _keep_records(target, captured.records)
+        _keep_records(target, records)
         applied = stamp.apply(plan, t0, contents)
         seconds["apply"] = time.monotonic() - started
-        started = time.monotonic()
-        _note_prepared(temporary, chosen.checkout, clone.method, plan)
-        _publish(temporary, destination)
-        seconds["publish"] = time.monotonic() - started
-    except FileExistsError:
-        filesystems.remove_target(temporary)
-        say(f"{destination} was made by somebody else meanwhile: it is left as it is")
-        return Report("none", None, None, None, None, choice.refused, seconds, tuple(notes))
+        _note_prepared(temporary, donor, clone.method, plan)
     except BaseException:
         filesystems.remove_target(temporary)
         raise
-    memo = Contents(f"{place.build_dir}/{_MEMO}")
-    memo.adopt(contents)
-    memo.save()
-    return Report(
-        clone.method, chosen.checkout, plan, applied, clone, choice.refused, seconds, tuple(notes)
-    )
+    return Fitted(temporary, clone, plan, applied)
 
 
 def _publish(temporary: Path, destination: Path) -> None:

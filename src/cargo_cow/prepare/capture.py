@@ -450,11 +450,11 @@ class Capturer:
         if mtime(f"{root}/{name}") != when:
             raise _Refused(f"{root}/{name} was changed after the build")
         timed = []
-        for file, digest in self._packages.digests(root).items():
+        for file in self._packages.files(root):
             at = mtime(f"{root}/{file}")
             if at is None or at > when or (changed_below(f"{root}/{file}") or 0) > started:
                 raise _Refused(f"{root}/{file} was changed after the build")
-            timed.append(Timed(file, at, digest))
+            timed.append(Timed(file, at, self._contents.file(f"{root}/{file}")))
         return tuple(timed)
 
     def _script_bakes(self, unit: Unit) -> bool:
