@@ -19,7 +19,7 @@ _MEANING = {
 
 @click.command("explain")
 @click.argument("units", nargs=-1, metavar="[UNIT]...")
-@click.option("--all", "everything", is_flag=True, help="Units that are kept as well.")
+@click.option("--all", "everything", is_flag=True, help="Proven and kept units as well.")
 @click.option(
     "--from",
     "donor",
@@ -32,9 +32,10 @@ _MEANING = {
 def command(units: tuple[str, ...], everything: bool, donor: Path | None, style: str) -> int:
     """Say for each unit whether it is proven here, or the first reason why not.
 
-    UNIT is a package name or part of a unit's name (such as "serde" or "debug/app-1a2b").  A donor
-    serves only the selections that were built in it: a unit that is not listed was never built
-    with these features, profile and target.
+    Without UNIT only those that are not proven are listed.  UNIT is a package name or part of a
+    unit's name (such as "serde" or "debug/app-1a2b").  A donor serves only the selections that
+    were built in it: a unit that is not known was never built with these features, profile and
+    target.
 
     \b
     Examples:
@@ -51,7 +52,7 @@ def command(units: tuple[str, ...], everything: bool, donor: Path | None, style:
     if units:
         rows = [row for row in rows if any(name in row["unit"] for name in units)]
     elif not everything:
-        rows = [row for row in rows if row["status"] != "kept"]
+        rows = [row for row in rows if row["status"] not in ("proven", "kept")]
     if style == "json":
         print(json.dumps({**value, "units": rows}))
         return 0
@@ -61,6 +62,12 @@ def command(units: tuple[str, ...], everything: bool, donor: Path | None, style:
     for row in rows:
         print(f"{row['unit']}: {row['status']}")
         print(f"    {row['reason'] or _MEANING.get(row['status'], '')}")
-    if not rows:
-        print("no such unit was ever built here" if units else "every unit is kept as it is")
+    if units and not rows:
+        print("no such unit was ever built here")
+    counts = ", ".join(
+        f"{report.plan.count(status)} {status}"
+        for status in ("proven", "kept", "unproven", "dirty")
+    )
+    donor_said = "" if report.donor is None else f" in a clone of {report.donor}'s target"
+    print(f"{len(report.plan.verdicts)} units{donor_said}: {counts}")
     return 0
