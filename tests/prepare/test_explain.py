@@ -54,7 +54,8 @@ def test_the_report_as_data(btrfs: Path, tmp_path: Path) -> None:
     settle()
     there = root.parent / "there"
     git(root, "worktree", "add", "-q", str(there))
-    value = json.loads(cow(there, tmp_path, "prepare", "--format", "json").output)
+    said = cow(there, tmp_path, "prepare", "--format", "json").output
+    value = json.loads(said)
     assert value["method"] == "reflink"
     assert value["clone"]["files"] > 0
     assert set(value["seconds"]) == {"capture", "clone", "prove", "apply", "publish"}
