@@ -133,9 +133,9 @@ def _from_donor(
     seconds["capture"] = time.monotonic() - started
 
     contents = Contents()
-    packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
     destination = Path(place.build_dir)
     if dry_run:
+        packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
         # The donor's own target, read as if it were the clone: nothing is made.
         plan = proof.prove(
             Target(str(source)), place, contents, packages, cloned=True, records=captured.records

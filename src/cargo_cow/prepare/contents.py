@@ -18,6 +18,8 @@ from blake3 import blake3
 from cargo_cow.filesystems import GRANULE_NS
 
 _FORMAT = 1
+_MAPPED = 1 << 20
+"""Files above this many bytes are hashed through a mapping, not read into memory."""
 MISSING = "missing"
 """Digest of a path that does not exist."""
 UNREADABLE = "unreadable"
@@ -76,14 +78,16 @@ class Contents:
             return str(known[5])
         started = time.time_ns()
         try:
-            with open(path, "rb") as file:
-                data = file.read()
-                after = os.fstat(file.fileno())
+            if status.st_size > _MAPPED:
+                digest = str(blake3().update_mmap(path).hexdigest())
+            else:
+                with open(path, "rb") as file:
+                    digest = str(blake3(file.read()).hexdigest())
+            after = os.stat(path)
         except OSError:
             return UNREADABLE
-        digest = str(blake3(data).hexdigest())
         self.hashed_files += 1
-        self.hashed_bytes += len(data)
+        self.hashed_bytes += status.st_size
         newest = max(status.st_mtime_ns, status.st_ctime_ns)
         unchanged = (after.st_mtime_ns, after.st_size) == (status.st_mtime_ns, status.st_size)
         if unchanged and newest + GRANULE_NS < started:
