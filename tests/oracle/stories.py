@@ -93,6 +93,19 @@ def _baked_paths() -> History:
     return History(workspace, steps)
 
 
+def _baked_unseen() -> History:
+    """Paths in places where they are hard to find: metadata, data files, other crates."""
+    workspace = _together(
+        Member("tells", (), "bakes_included"),
+        Member("expands", ("macro_constants",)),
+        Member("writes", (), "writes_data"),
+        Member("metal", (), "links"),
+        Member("reads", (), "uses_links", ("metal",)),
+    )
+    steps = (build(), worktree("w1"), build("w1"), worktree("w2", "w1", by="git"), build("w2"))
+    return History(workspace, steps)
+
+
 def _older_checkout() -> History:
     """Experiment (e): the checkout is older than the target that it gets."""
     workspace = small("own_text", script="declares_file")
@@ -206,7 +219,9 @@ def _old_style_script() -> History:
 def _hidden_inputs() -> History:
     """What a macro, an assembler and a script read unseen, different in new worktrees."""
     workspace = _together(
-        Member("asks", ("macros", "macro_dotenv", "macro_exists")),
+        Member("asks", ("macros", "macro_dotenv", "macro_exists", "macro_config")),
+        Member("old", (), "declares_nothing"),
+        Member("beside", (), "declares_source"),
         Member("metal", ("incbin",)),
         Member("quiet", (), "build_only"),
         Member("head", (), "git_build_only"),
@@ -214,6 +229,7 @@ def _hidden_inputs() -> History:
     steps = (
         put(".env", "ignored 100\n"),
         put("crates/asks/maybe.ignored", "here\n"),
+        put("crates/old/script.ignored", "here\n"),
         build(),
         worktree("w1"),
         build("w1"),
@@ -221,6 +237,8 @@ def _hidden_inputs() -> History:
         edit("asks.hidden", 102, "w2"),
         edit("metal.asm", 102, "w2"),
         edit("quiet.input", 102, "w2"),
+        edit("beside.input", 102, "w2"),
+        edit("config", 102, "w2"),
         put("crates/asks/assets/new.txt", "new\n", "w2"),
         build("w2"),
         *commit("t1", "w2"),
@@ -252,6 +270,52 @@ def _hidden_then_nothing() -> History:
         *commit("t1"),
         worktree("w1"),
         build("w1"),
+    )
+    return History(workspace, steps)
+
+
+def _linked_directory() -> History:
+    """A declared directory holds a symbolic link to another; what lies there changes."""
+    workspace = small(script="declares_directory", more=[Member("two", (), "declares_package")])
+    texts = "crates/one/texts"
+    steps = (
+        put(f"{texts}/far.txt", "far 1\n"),
+        do("symlink", path="crates/one/declared/link", to=texts),
+        do("symlink", path="crates/two/listed/link", to=texts),
+        build("main", by="plain"),
+        put(f"{texts}/far.txt", "far 2\n"),
+        *commit("t1"),
+        worktree("w1", ref="t1"),
+        build("w1"),
+        put(f"{texts}/far.txt", "far 3\n", "w1"),
+        build("w1"),
+        put(f"{texts}/far.txt", "far 2\n", "w1"),
+        build("w1"),
+    )
+    return History(workspace, steps)
+
+
+def _git_answers() -> History:
+    """What git says changes without any file of a package."""
+    workspace = _together(
+        Member("version", (), "git_describe"),
+        Member("branch", (), "git_dirty"),
+        Member("head", (), "git_build_only"),
+        Member("file", (), "git_file"),
+        Member("silent", (), "git_silent"),
+    )
+    steps = (
+        build("main", by="plain"),
+        *commit("t1"),
+        worktree("w1", ref="t1"),
+        build("w1"),
+        do("tag", name="t2"),
+        worktree("w2", ref="t1"),
+        build("w2"),
+        do("branch", "w2", name="topic"),
+        put("untracked.txt", "new\n", "w2"),
+        worktree("w3", "w2", ref="topic"),
+        build("w3"),
     )
     return History(workspace, steps)
 
@@ -440,6 +504,9 @@ def _whole() -> History:
 STORIES: dict[str, History] = {
     "same-commit": _same_commit(),
     "baked-paths": _baked_paths(),
+    "baked-unseen": _baked_unseen(),
+    "linked-directory": _linked_directory(),
+    "git-answers": _git_answers(),
     "older-checkout": _older_checkout(),
     "other-branch": _other_branch(),
     "in-place": _in_place(),

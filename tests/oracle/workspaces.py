@@ -330,7 +330,6 @@ def _macro_paths(b: Builder) -> None:
     b.file("served.txt", f"served {FIRST}\n", ("served", "served "))
     b.see("mac.manifest", "mac::manifest!()")
     b.see("mac.cwd", "mac::cwd!()")
-    b.see("mac.home", "mac::home!()")
     b.see("mac.served", 'mac::served!("served.txt")')
 
 
@@ -338,6 +337,22 @@ def _macro_include(b: Builder) -> None:
     """As ``include_dir!`` does: an ``include_str!`` of an absolute path."""
     b.file("absolute.txt", f"absolute {FIRST}\n", ("absolute", "absolute "))
     b.see("mac.absolute", 'mac::include_absolute!("absolute.txt")')
+
+
+def _macro_constants(b: Builder) -> None:
+    """Baked paths that only users of the crate see: they stand in its metadata alone."""
+    b.file("constant.txt", f"constant {FIRST}\n", ("constant", "constant "))
+    b.see("mac.constant", 'mac::include_absolute!("constant.txt")')
+    b.items.append(
+        "pub const CWD: &str = mac::cwd!();\n"
+        'pub const FILE: &str = mac::path!("constant.txt");\n'
+        "pub const PARTS: [&str; 2] = [mac::cwd!(), mac::manifest!()];"
+    )
+
+
+def _macro_config(b: Builder) -> None:
+    """A variable of Cargo's configuration, read by a macro."""
+    b.see("mac.config", 'mac::var!("ORACLE_CONFIG_PLAIN")')
 
 
 def _macro_derived(b: Builder) -> None:
@@ -405,6 +420,8 @@ PARTS: dict[str, Callable[[Builder], None]] = {
     "macro_env": _macro_env,
     "macro_paths": _macro_paths,
     "macro_include": _macro_include,
+    "macro_constants": _macro_constants,
+    "macro_config": _macro_config,
     "macro_derived": _macro_derived,
     "macro_exists": _macro_exists,
     "macro_reexports": _reexports,
@@ -468,8 +485,10 @@ def _declares_env(b: Builder) -> str:
 def _declares_nothing(b: Builder) -> str:
     b.file("listed/one.txt", f"listed {FIRST}\n", ("listed", "listed "))
     b.directories.extend([_join(b.here, "listed"), b.here or "."])
-    return _bake(b, "input", _script_input(b)) + _generate(
-        b, "listing", 'listing(&manifest.join("listed"))'
+    return (
+        _bake(b, "input", _script_input(b))
+        + _bake(b, "ignored", 'text(&manifest.join("script.ignored"))')
+        + _generate(b, "listing", 'listing(&manifest.join("listed"))')
     )
 
 
@@ -525,6 +544,36 @@ def _bakes_out_dir(b: Builder) -> str:
     return _generates(b)
 
 
+def _bakes_included(b: Builder) -> str:
+    """The path of an included file, as a constant that only users of the crate see."""
+    b.items.append('pub const INCLUDED: &str = concat!(env!("OUT_DIR"), "/input.rs");')
+    return _generates(b)
+
+
+def _hashes_out_dir(b: Builder) -> str:
+    """OUT_DIR goes into the output, but not as text."""
+    b.items.append(
+        "pub const SUM: u64 = {\n"
+        '    let (bytes, mut sum, mut i) = (env!("OUT_DIR").as_bytes(), 7, 0);\n'
+        "    while i < bytes.len() { sum = sum * 31 % 1_000_003 + bytes[i] as u64; i += 1; }\n"
+        "    sum\n};\n"
+    )
+    b.see("sum", "SUM")
+    return _generates(b)
+
+
+def _writes_data(b: Builder) -> str:
+    """Data with a path in it, in OUT_DIR, found when the program runs."""
+    b.see(
+        "config.json",
+        'std::fs::read_to_string(concat!(env!("OUT_DIR"), "/config.json")).unwrap_or_default()',
+    )
+    return (
+        'fs::write(out.join("config.json"), manifest.display().to_string()).unwrap();\n'
+        'println!("cargo::rerun-if-changed=build.rs");\n'
+    )
+
+
 def _generates_path(b: Builder) -> str:
     """Code that contains the manifest directory, only ever included."""
     return _generate(b, "path", "manifest.display().to_string()") + (
@@ -572,6 +621,20 @@ def _git_head_resolved(b: Builder) -> str:
     )
 
 
+def _git_describe(b: Builder) -> str:
+    return _bake(b, "version", 'git(&["describe", "--always", "--tags"])') + (
+        'println!("cargo::rerun-if-changed=build.rs");\n'
+    )
+
+
+def _git_file(b: Builder) -> str:
+    """Reads the reference that HEAD names, without git."""
+    return (
+        _bake(b, "head", 'text(&Path::new(&git(&["rev-parse", "--git-dir"])).join("HEAD"))')
+        + 'println!("cargo::rerun-if-changed=build.rs");\n'
+    )
+
+
 def _git_dirty(b: Builder) -> str:
     return (
         _bake(b, "dirty", 'git(&["status", "--porcelain"]).lines().count()')
@@ -601,6 +664,7 @@ def _links(b: Builder) -> str:
         'println!("cargo::metadata=include={}", manifest.join("include").display());\n'
         'println!("cargo::metadata=out={}", out.display());\n'
         f'fs::write(out.join("api.txt"), {_script_input(b)}).unwrap();\n'
+        'fs::write(out.join("where.txt"), manifest.display().to_string()).unwrap();\n'
         'println!("cargo::rerun-if-changed=input.txt");\n'
     )
 
@@ -615,6 +679,9 @@ def _uses_links(b: Builder) -> str:
             text += _bake(b, f"{used}_{key.lower()}", value)
             if key == "OUT":
                 text += _generate(b, f"{used}_api", f'text(&Path::new(&{value}).join("api.txt"))')
+                baked = f"BAKED_{used.upper()}_OUT"
+                if any(m.name == used and m.script == "links" for m in b.workspace.members):
+                    b.see(f"{used}.where", f'include_str!(concat!(env!("{baked}"), "/where.txt"))')
     return text
 
 
@@ -730,12 +797,17 @@ SCRIPTS: dict[str, Callable[[Builder], str]] = {
     "generates": _generates,
     "generates_data": _generates_data,
     "bakes_out_dir": _bakes_out_dir,
+    "bakes_included": _bakes_included,
+    "hashes_out_dir": _hashes_out_dir,
+    "writes_data": _writes_data,
     "generates_path": _generates_path,
     "links_out": _links_out,
     "git_silent": _git_silent,
     "git_build_only": _git_build_only,
     "git_head": _git_head,
     "git_head_resolved": _git_head_resolved,
+    "git_describe": _git_describe,
+    "git_file": _git_file,
     "git_dirty": _git_dirty,
     "build_only": _build_only,
     "reads_beyond": _reads_beyond,
@@ -753,7 +825,7 @@ SCRIPTS: dict[str, Callable[[Builder], str]] = {
 }
 
 # Hidden reads outside the package: nobody but an observer of the compiler can know of them.
-BEYOND = frozenset({"macro_outside", "macro_env", "reads_beyond"})
+BEYOND = frozenset({"macro_outside", "macro_env", "reads_beyond", "hashes_out_dir"})
 
 _SCRIPT_FRAME = """#![allow(dead_code, unused_variables, unused_imports)]
 use std::{{env, fs, path::{{Path, PathBuf}}, process::Command}};
@@ -836,7 +908,9 @@ pub fn var(input: TokenStream) -> TokenStream {
 pub fn manifest(_: TokenStream) -> TokenStream { literal(&manifest_dir().display().to_string()) }
 
 #[proc_macro]
-pub fn home(_: TokenStream) -> TokenStream { literal(env!("CARGO_MANIFEST_DIR")) }
+pub fn path(input: TokenStream) -> TokenStream {
+    literal(&manifest_dir().join(argument(input)).display().to_string())
+}
 
 #[proc_macro]
 pub fn cwd(_: TokenStream) -> TokenStream {
@@ -884,6 +958,11 @@ def _library(b: Builder, libraries: dict[str, Member]) -> str:
         b.see(f"{name}.inlined", f"{name}::inlined()")
         if "exports" in used.parts:
             b.see(f"{name}.here", f"{name}::here!()")
+        if "macro_constants" in used.parts:
+            for constant in ("CWD", "FILE", "PARTS[1]"):
+                b.see(f"{name}.{constant}", f"{name}::{constant}")
+        if used.script == "bakes_included":
+            b.see(f"{name}.included", f"{name}::INCLUDED")
     rows = "".join(
         f'        ("{b.name}.{key}", format!("{{}}", {expression})),\n'
         for key, expression in b.observed
