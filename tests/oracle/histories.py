@@ -313,7 +313,7 @@ class World:
         got = self._tool_build(at, call, by)
         after = self._sources(at)
         for path in sorted({*before, *after}):
-            swept = path not in after and "/.target.cow-" in path  # left by an interrupted build
+            swept = path not in after and ".cow-" in path  # left by an interrupted build
             if before.get(path) != after.get(path) and not swept:
                 self._find("touched", at, path, str(after.get(path)), str(before.get(path)))
         self.builds += 1
@@ -688,6 +688,13 @@ class Author:
         how = chance.choice(["write", "write", "past"])
         return [{"do": "write", "at": at, "path": name, "text": text, "how": how}]
 
+    def _plainly_seen(self) -> list[str]:
+        """Inputs whose change during a build Cargo sees afterwards, whoever read them."""
+        if any(member.script == "git_dirty" for member in self.workspace.members):
+            return []
+        seen = ("value", "note", "blob", "leaf", "odd", "script", "derived")
+        return sorted(name for name in self.rendered.inputs if name.rpartition(".")[2] in seen)
+
     def _build(self, at: str) -> list[Step]:
         chance = self.chance
         call = self._call()
@@ -701,8 +708,8 @@ class Author:
             return [{**build, "by": kind}]
         if kind == "interrupt":
             return [{"do": "interrupt", "at": at, "after": delay, **call}, build]
-        if kind == "during":
-            change = {**self._edit(at), "how": "write"}
+        if kind == "during" and (seen := self._plainly_seen()):
+            change = {**self._edit(at), "input": chance.choice(seen), "how": "write"}
             steps: list[Step] = [
                 {"do": "during", "at": at, "after": delay, "change": change, **call}
             ]
