@@ -539,3 +539,20 @@ def test_new_content_under_an_old_time_is_not_recorded(quick: Path, tmp_path: Pa
     assert cow(there, tmp_path, "build", *ALL).status == 0
     assert "schema 9" in _output(there)
     assert "shared 9" in _output(there)
+
+
+def test_a_declared_directory_is_followed_through_links(quick: Path, tmp_path: Path) -> None:
+    write(quick, {"texts/far.txt": "far\n"})
+    (quick / "gen/parts/link").symlink_to("../../texts")
+    git(quick, "add", "-A")
+    git(quick, "commit", "-qm", "link")
+    assert cargo(quick, tmp_path, "build", *ALL).status == 0
+    settle()
+    write(quick, {"texts/far.txt": "far away\n"})
+    assert cow(quick, tmp_path, "build", *ALL, "-v").scripts == 1
+    settle()
+    write(quick, {"texts/far.txt": "farther\n"})
+    there = quick.parent / "there"
+    git(quick, "commit", "-qam", "farther")
+    git(quick, "worktree", "add", "-q", str(there))
+    assert cow(there, tmp_path, "build", *ALL, "-v").scripts == 1

@@ -16,7 +16,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cargo_cow.cargo.depinfo import PACKAGE as DEP_PACKAGE
@@ -476,17 +476,28 @@ class Capturer:
         needles = [os.fsencode(root) for root in roots]
         excused = [os.fsencode(path) for path in place.registry]
         included = self._included(unit.package)
+        reachable = self._reaches_out_dir(unit.package)
         for directory, directories, files in os.walk(unit.out_dir):
             for name in (*directories, *files):
                 path = f"{directory}/{name}"
                 if os.path.islink(path):
                     if any(mentions(os.readlink(path), root) for root in roots):
                         return True
-                elif (name.endswith(_GENERATED) or path in included) and outputs.contains_path(
-                    path, needles, excused
-                ) is not None:
+                elif not os.path.isfile(path):
+                    continue
+                elif (
+                    reachable or name.endswith(_GENERATED) or path in included
+                ) and outputs.contains_path(path, needles, excused) is not None:
                     return True
         return False
+
+    def _reaches_out_dir(self, package: str) -> bool:
+        """Whether a unit of ``package`` knows where OUT_DIR is when it runs, and so may read it."""
+        return any(
+            self._out_dir_baked(unit)
+            for unit in self._target.units
+            if unit.package == package and not unit.is_script_run and not unit.is_documentation
+        )
 
     def _included(self, package: str) -> set[str]:
         """All files that units of ``package`` list in their dep-info, as rustc named them."""
@@ -554,17 +565,36 @@ def changed_below(path: str) -> int | None:
 
 
 def _newest(path: str, time: Callable[[os.stat_result], int]) -> int | None:
+    """Newest ``time`` of a path and all below; links count themselves and are followed, too."""
     try:
-        status = os.stat(path)
+        newest = time(os.stat(path))
     except OSError:
         return None
-    newest = time(status)
-    if stat.S_ISDIR(status.st_mode):
-        for directory, _, files in os.walk(path):
-            for entry in (directory, *(f"{directory}/{name}" for name in files)):
-                with contextlib.suppress(OSError):
-                    newest = max(newest, time(os.stat(entry)))
+    for entry in walk_below(path):
+        with contextlib.suppress(OSError):
+            newest = max(newest, time(os.stat(entry, follow_symlinks=False)))
+            newest = max(newest, time(os.stat(entry)))
     return newest
+
+
+def walk_below(path: str) -> Iterator[str]:
+    """All paths below a directory, in order, through links to directories, each of them once."""
+    seen: set[tuple[int, int]] = set()
+
+    def walk(directory: str) -> Iterator[str]:
+        try:
+            status = os.stat(directory)
+            if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in seen:
+                return
+            seen.add((status.st_dev, status.st_ino))
+            names = sorted(os.listdir(directory))
+        except OSError:
+            return
+        for name in names:
+            yield f"{directory}/{name}"
+            yield from walk(f"{directory}/{name}")
+
+    return walk(path)
 
 
 def _read_ledger(build_dir: str) -> dict[str, int]:

@@ -107,7 +107,7 @@ class Contents:
         def walk(directory: str, prefix: str) -> None:
             status = os.stat(directory)
             identity = (status.st_dev, status.st_ino)
-            if identity in seen:  # a symlink loop
+            if identity in seen:  # a loop of links, or a second way to the same
                 return
             seen.add(identity)
             for name in sorted(os.listdir(directory)):

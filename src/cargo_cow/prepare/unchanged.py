@@ -8,6 +8,7 @@ proof would say what it said, for it knows files by the same stats (``contents``
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 from cargo_cow.cargo.target import Target, unit_times
 from cargo_cow.filesystems import GRANULE_NS, clock
 from cargo_cow.prepare import record
+from cargo_cow.prepare.capture import walk_below
 from cargo_cow.prepare.place import Place, below
 from cargo_cow.prepare.record import CHECKOUT, PACKAGE
 
@@ -93,11 +95,10 @@ def _stat(path: str) -> _Stat:
     except OSError:
         return []
     found = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    if stat.S_ISDIR(status.st_mode):
-        for directory, directories, files in os.walk(path):
-            directories.sort()
-            for name in sorted((*directories, *files)):
-                status = os.stat(f"{directory}/{name}", follow_symlinks=False)
+    for entry in walk_below(path) if stat.S_ISDIR(status.st_mode) else ():
+        for follow in (False, True):
+            with contextlib.suppress(OSError):
+                status = os.stat(entry, follow_symlinks=follow)
                 found += [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     return found
 
