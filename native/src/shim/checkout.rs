@@ -9,9 +9,9 @@ const MARKER: &str = "seeded";
 pub struct Checkout {
     pub root: PathBuf,
     /// Of this checkout alone: `.git`, or `<common>/worktrees/<name>` in a linked worktree.
-    git_dir: PathBuf,
+    pub git_dir: PathBuf,
     /// Of the project.
-    common_dir: PathBuf,
+    pub common_dir: PathBuf,
 }
 
 impl Checkout {

@@ -12,6 +12,7 @@
 //! a process outside.
 
 mod arguments;
+mod git;
 mod places;
 mod restore;
 
@@ -96,11 +97,9 @@ impl Plan {
                 }
             }
         }
-        let back = places.all().iter().map(|place| {
-            let text = |path: &Path| path.to_str().map(str::to_owned);
-            text(&place.seen).zip(text(&place.real))
-        });
-        let back = Back::new(back.collect::<Option<_>>().ok_or("not UTF-8")?);
+        let git = git::moved(checkout, &places, incremental)
+            .map_err(|error| format!("git cannot be moved: {error}"))?;
+        let back = back(&places, git.as_ref()).ok_or("not UTF-8")?;
         check_programs(call.programs)?;
         if rustix::termios::isatty(io::stderr()) {
             return Err("stderr is a terminal".to_owned());
@@ -128,12 +127,15 @@ impl Plan {
             arguments.extend(rewritten);
         }
         let moved = |path: &Path| places.seen(path).map(|seen| (path.to_owned(), seen));
+        // git first: what is bound at a place comes along when that is bound elsewhere.
+        let mut binds: Vec<_> = git.map_or_else(Vec::new, |git| vec![git.common, git.link]);
         let bind = |place: &Place| (place.real.clone(), place.seen.clone());
+        binds.extend(places.all().iter().map(bind));
         Ok(Self {
             program: call.programs[0].clone(),
             arguments,
             view: View {
-                binds: places.all().iter().map(bind).collect(),
+                binds,
                 directory: places.seen(directory).unwrap_or(directory.to_owned()),
                 steady: steady(call.programs, compile),
                 same: [directory, &compile.out_dir, incremental]
@@ -153,6 +155,7 @@ impl Plan {
         command
             .args(&self.arguments)
             .stderr(std::process::Stdio::piped());
+        let inside = self.view.directory.display().to_string();
         namespace::confine(&mut command, self.view, log);
         let back = self.back.clone();
         let ended = process::wait_while(&mut command, |child| {
@@ -163,6 +166,7 @@ impl Plan {
         let ended = ended
             .inspect_err(|error| log(&format!("identity: not used: {error}")))
             .ok()?;
+        log(&format!("identity: ran in {inside}"));
         let restored = self
             .dep_info
             .map_or(Ok(()), |path| self.back.restore_dep_info(&path));
@@ -173,6 +177,29 @@ impl Plan {
         }
         Some(ended)
     }
+}
+
+fn back(places: &Places, git: Option<&git::Moved>) -> Option<Back> {
+    let mut pairs = Vec::new();
+    for place in places.all() {
+        pairs.push((
+            place.seen.to_str()?.to_owned(),
+            place.real.to_str()?.to_owned(),
+        ));
+    }
+    if let Some(git::Moved {
+        common: (real, seen),
+        ..
+    }) = git
+    {
+        for seen in [Some(seen.clone()), places.seen(seen)]
+            .into_iter()
+            .flatten()
+        {
+            pairs.push((seen.to_str()?.to_owned(), real.to_str()?.to_owned()));
+        }
+    }
+    Some(Back::new(pairs))
 }
 
 /// The checkout of the working directory, or else of the output (a package that lies elsewhere),

@@ -227,9 +227,12 @@ impl Back {
         (result != text).then_some(result)
     }
 
-    /// The dep-info at `path`, replaced at once.
+    /// The dep-info at `path`, replaced at once.  That there is none is not ours to judge.
     pub fn restore_dep_info(&self, path: &Path) -> io::Result<()> {
-        let text = std::fs::read_to_string(path)?;
+        let text = match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            text => text?,
+        };
         let Some(mapped) = self.dep_info(&text) else {
             return Ok(());
         };
