@@ -385,6 +385,7 @@ def test_variables_that_name_what_would_be_hidden(worktree: Worktree) -> None:
         ("TMPDIR", f"{worktree.main}"),
         ("PATH", path),
         ("ANYTHING", f"x;y={worktree.main}/z"),
+        ("GIT_DIR", f"{worktree.main}/.git/worktrees/x"),
     ):
         assert f"{name} names" in _unchanged(worktree, **{name: value})
         worktree.log.unlink()
@@ -431,6 +432,13 @@ def test_behind_a_wrapper_that_may_work_elsewhere(worktree: Worktree, tmp_path: 
         compiler=[wrapper, worktree.unit.compiler],
     )
     assert not worktree.went_in(done)
+
+
+def test_a_proxy_that_chooses_by_directory(worktree: Worktree) -> None:
+    (worktree.unit.compiler.parent / "rustup").touch()
+    assert "would choose by directory" in _unchanged(worktree)
+    worktree.log.unlink()
+    assert worktree.went_in(worktree.call("pwd", RUSTUP_TOOLCHAIN="stable"))
 
 
 def test_a_compiler_that_cannot_be_run(worktree: Worktree) -> None:

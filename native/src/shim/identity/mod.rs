@@ -37,9 +37,10 @@ use restore::Back;
 const FILE: &str = "identity.json";
 const SWITCH: &str = "CARGO_COW_IDENTITY";
 
-/// Variables of shells and editors that tell where somebody was, and that no compile asks for.
+/// Variables of shells and editors that tell where somebody was, and of ours.  Any other may be
+/// what a macro or a linker goes by.
 const IDLE: &[&str] = &["_", "PWD", "OLDPWD", "INIT_CWD", SWITCH, "CARGO_COW_LOG"];
-const IDLE_FAMILIES: &[&str] = &["VSCODE_", "DIRENV_", "TMUX", "XDG_", "GIT_"];
+const IDLE_FAMILIES: &[&str] = &["VSCODE_", "DIRENV_"];
 
 /// Variables that lead rustc, the linker and macros to files, symlinks included.
 const LEADING: &[&str] = &[
@@ -226,10 +227,27 @@ fn check_programs(programs: &[OsString]) -> Result<(), String> {
         let name = Path::new(program).file_name();
         name.is_some_and(|name| name == "rustc" || name == "clippy-driver")
     };
-    match programs.iter().find(|program| !known(program)) {
-        Some(other) => Err(format!("{} may work elsewhere", other.display())),
-        None => Ok(()),
+    if let Some(other) = programs.iter().find(|program| !known(program)) {
+        return Err(format!("{} may work elsewhere", other.display()));
     }
+    // Cargo's own proxy tells which toolchain; else rustup's goes by the directory it is in.
+    if variable("RUSTUP_TOOLCHAIN").is_none() && programs.iter().any(|program| is_proxy(program)) {
+        return Err("rustup would choose by directory".to_owned());
+    }
+    Ok(())
+}
+
+/// rustup installs its proxies beside itself.
+fn is_proxy(program: &OsStr) -> bool {
+    let beside = |path: &Path| path.with_file_name("rustup").exists();
+    if program.as_bytes().contains(&b'/') {
+        return beside(Path::new(program));
+    }
+    let path = variable("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|candidate| candidate.exists())
+        .is_some_and(|found| beside(&found))
 }
 
 /// Whether any argument or variable names something that is not the same inside.
