@@ -113,8 +113,7 @@ impl Plan {
         for within in [Some(checkout.root.as_path()), package.as_deref()] {
             within.map_or(Ok(()), |within| check_links(within, &places))?;
         }
-        let mut program = call.programs.iter().cloned();
-        let mut arguments: Vec<OsString> = program.by_ref().skip(1).collect();
+        let mut arguments = call.programs[1..].to_vec();
         let mut argument_file = None;
         if call
             .arguments
