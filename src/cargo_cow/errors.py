@@ -83,6 +83,33 @@ class Locked(CowError):
     hint = "wait for the running build to end, then try again"
 
 
+class NoSuchState(CowError):
+    """No state of this project has that name or id, or several ids begin so."""
+
+    exit_code = 60
+    hint = "cargo cow snapshot list"
+
+
+class StateExists(CowError):
+    """A state of this project has that name already."""
+
+    exit_code = 61
+    hint = "choose another name, or delete that state: cargo cow snapshot delete NAME"
+
+
+class StateDamaged(CowError):
+    """A state is no longer what was published: edited, made writable, moved or half deleted."""
+
+    exit_code = 62
+    hint = "nothing is taken from it any more; remove it: cargo cow snapshot delete NAME"
+
+
+class StoreUnusable(CowError):
+    """The store of states belongs to somebody else, is a symlink, or others may write to it."""
+
+    exit_code = 63
+
+
 class NativeMissing(CowError):
     """The native program is not where the wheel installs it, or speaks another protocol."""
 

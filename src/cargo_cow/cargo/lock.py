@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cargo_cow.cargo.target import profile_directories
 from cargo_cow.errors import Locked
@@ -61,3 +61,29 @@ def build_lock(
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def awaited(build_dir: str | os.PathLike[str]) -> bool:
+    """Whether somebody waits for a lock of ``build_dir``, which the caller holds.
+
+    Who waits has opened the file already, and would get the lock of a directory that has another
+    name by then, were the target exchanged under it.  Told by ``/proc/locks`` (proc_locks(5)), by
+    inode alone, because the device there is not the one that Btrfs shows for a file: in doubt,
+    yes.  False where there is no such list.
+    """
+    inodes = set()
+    for directory in profile_directories(os.fspath(build_dir)):
+        for name in LOCK_NAMES:
+            with suppress(OSError):
+                inodes.add(os.stat(f"{directory}/{name}").st_ino)
+    try:
+        with open("/proc/locks", encoding="ascii") as file:
+            lines = [line.split() for line in file]
+    except (OSError, ValueError):
+        return False
+    # 3: -> FLOCK ADVISORY WRITE 1234 00:2a:257 0 EOF
+    return any(
+        words[1:3] == ["->", "FLOCK"] and int(words[6].rpartition(":")[2]) in inodes
+        for words in lines
+        if len(words) > 6
+    )

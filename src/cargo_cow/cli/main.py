@@ -21,6 +21,7 @@ COMMANDS = {
     "explain": "for each unit: proven, or the first reason why not",
     "init": "switch Cargo-CoW on for plain cargo",
     "prepare": "make the target as fresh as can be proved",
+    "snapshot": "keep what is built, and have it back",
     "status": "this checkout: target, donor, what would rebuild and why",
     "uninstall": "take back all that init changed",
     "worktree": "git worktrees with a prepared target",

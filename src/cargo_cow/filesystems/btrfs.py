@@ -42,7 +42,7 @@ _VOLUME_V2 = struct.Struct("=qQQ32x4040s")
 # struct btrfs_ioctl_get_subvol_info_args: __u64 treeid; char name[256]; __u64 parent_id, dirid,
 # generation, flags; __u8 uuid[16], parent_uuid[16], received_uuid[16]; 4 × __u64 transaction
 # ids; 4 × struct btrfs_ioctl_timespec (16 bytes with its padding); __u64 reserved[8]
-_INFORMATION = struct.Struct("=Q256x8x8xQQ16s16s16x32x64x64x")
+_INFORMATION = struct.Struct("=Q256x8x8xQQ16s16s16xQ24x64x64x")
 # struct btrfs_ioctl_get_subvol_rootref_args: __u64 min_treeid; struct {__u64 treeid, dirid}
 # rootref[255]; __u8 num_items, align[7]
 _ROOTREF_SIZE = 4096
@@ -65,8 +65,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class Subvolume(NamedTuple):
     """One subvolume as the filesystem describes it.
 
-    ``generation`` is the transaction that changed it last.  ``parent_uuid`` is the subvolume it
-    is a snapshot of, all zero if it is none.
+    ``generation`` is the transaction that wrote its tree last, be it a balance that only moved
+    it; ``changed`` (the kernel's ctransid) the one that last changed an inode in it.
+    ``parent_uuid`` is the subvolume it is a snapshot of, all zero if it is none.
     """
 
     number: int
@@ -74,6 +75,7 @@ class Subvolume(NamedTuple):
     read_only: bool
     uuid: bytes
     parent_uuid: bytes
+    changed: int
 
 
 def _ioctl(path: Path, request: int, argument: bytearray) -> None:
@@ -159,8 +161,8 @@ def describe(path: Path) -> Subvolume:
     """Facts about the subvolume that holds the directory ``path``."""
     argument = bytearray(_INFORMATION.size)
     _ioctl(path, _GET_SUBVOL_INFO, argument)
-    number, generation, flags, uuid, parent = _INFORMATION.unpack(argument)
-    return Subvolume(number, generation, bool(flags & _ROOT_READ_ONLY), uuid, parent)
+    number, generation, flags, uuid, parent, changed = _INFORMATION.unpack(argument)
+    return Subvolume(number, generation, bool(flags & _ROOT_READ_ONLY), uuid, parent, changed)
 
 
 def nested(directory: Path) -> list[Path]:

@@ -25,7 +25,7 @@ COARSE_GRANULE_NS = 2_000_000_000
 _NO_NAMELESS = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT})
 
 
-def _temporary_file(directory: Path) -> int:
+def temporary_file(directory: Path) -> int:
     """A descriptor of a new, empty file in ``directory`` that has no name any more.
 
     O_TMPFILE leaves the directory's own mtime alone; the fallback cannot.
@@ -47,7 +47,7 @@ def clock(directory: Path) -> int:
     Raises ``TargetUnusable``, ``NoSpace`` or ``FilesystemFailed``.
     """
     with translated("read the clock of", directory):
-        descriptor = _temporary_file(directory)
+        descriptor = temporary_file(directory)
         try:
             return os.fstat(descriptor).st_mtime_ns
         finally:
@@ -61,7 +61,7 @@ def granule(directory: Path) -> int:
     Raises as :func:`clock`.
     """
     with translated("read the clock of", directory):
-        descriptor = _temporary_file(directory)
+        descriptor = temporary_file(directory)
         try:
             wanted = 1_500_000_001_123_456_789  # an odd second, and every digit of the fraction
             os.utime(descriptor, ns=(wanted, wanted))

@@ -1,0 +1,470 @@
+"""``cargo cow snapshot create|list|show|activate|promote|prune|delete``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cargo_cow.cli import render
+
+if TYPE_CHECKING:
+    from cargo_cow.snapshots import Damaged, Plan, Pruned, Sharing, State
+
+
+@click.group("snapshot")
+def command() -> None:
+    """Keep what is built, and have it back.
+
+    A state is an immutable snapshot of this checkout's target, shared by all worktrees of the
+    repository.  On Btrfs and XFS it costs no disk until the live target changes.
+
+    \b
+    Examples:
+      cargo cow snapshot create green       keep what is built now
+      cargo cow snapshot activate green     have it back, proven for what is checked out
+      cargo cow snapshot list
+      cargo cow snapshot prune              what would go, and what comes back; --yes does it
+    """
+
+
+@command.command("create")
+@click.argument("name", required=False)
+@click.option("--copy", is_flag=True, help="Also where only a full copy is possible (ext4).")
+@click.option("--no-wait", is_flag=True, help="Fail where a running build would be waited for.")
+@render.manifest_option
+@render.format_option
+def create(
+    *, name: str | None, copy: bool, no_wait: bool, manifest_path: str | None, style: str
+) -> int:
+    """Keep what is built now as a state called NAME.
+
+    Without NAME the state is automatic: it goes by its id, and prune may take it.
+
+    Where the target is a Btrfs subvolume (`cargo cow init` makes it one) this is one snapshot,
+    whatever the size, also in the middle of a build: units in flight are simply not in it.
+    Elsewhere the tree is cloned file by file under Cargo's build lock.
+
+    \b
+    Examples:
+      cargo cow snapshot create                 before something daring
+      cargo cow snapshot create release-1.2
+    """
+    from cargo_cow.cargo.workspace import load
+    from cargo_cow.snapshots import taking
+
+    workspace = load(Path.cwd(), render.cargo_arguments(manifest_path))
+    taken = taking.create(workspace, name, allow_copy=copy, wait=not no_wait, say=render.say)
+    _say_collected(taken.collected)
+    for note in taken.notes:
+        render.say(note)
+    if style == "json":
+        render.print_json({**_value(taken.state), "seconds": taken.seconds})
+    else:
+        click.echo(f"{taken.state.title}: {_how(taken.state)} in {taken.seconds:.3f} s")
+    return 0
+
+
+@command.command("list")
+@click.option("--sizes", is_flag=True, help="Measure too: reading all extents takes time.")
+@render.format_option
+def listing(*, sizes: bool, style: str) -> int:
+    """List this project's states, oldest first.
+
+    With --sizes, `exclusive` is what comes back if that state alone is deleted: what neither
+    another state nor a live target uses.  `~` marks a figure that the filesystem could only
+    give roughly.
+
+    \b
+    Examples:
+      cargo cow snapshot list
+      cargo cow snapshot list --sizes --format json
+    """
+    from cargo_cow.cargo.workspace import load
+    from cargo_cow.snapshots import pruning, store
+
+    workspace = load(Path.cwd())
+    project = store.project_of(workspace.root)
+    build_dir = workspace.build_dir.resolve()
+    entries = [entry for _, entry in store.everything(project, build_dir)]
+    leftovers = [path for place in store.stores(project, build_dir) for path in place.leftovers()]
+    if leftovers:
+        render.say(
+            f"{len(leftovers)} leftover(s) of interrupted commands; the next create, prune or "
+            "delete removes them"
+        )
+    sharing = pruning.measure_all(entries, workspace) if sizes and entries else None
+    if style == "json":
+        render.print_json([_value(entry, sharing) for entry in entries])
+        return 0
+    import time
+
+    now = time.time()
+    render.table(
+        ("state", "name", "branch", "commit", "age", "method", "exclusive", ""),
+        [_row(entry, sharing, now) for entry in entries],
+        right=(6,),
+    )
+    return 0
+
+
+@command.command("show")
+@click.argument("name")
+@render.format_option
+def show(*, name: str, style: str) -> int:
+    """Show one state: where it comes from, whether it is whole, what it uses on disk.
+
+    NAME is a name, an id, or the beginning of an id.  Everything is looked at: a state that
+    somebody edited, made writable or moved is told (exit status 62).  `exclusive` is what comes
+    back if it alone is deleted.
+    """
+    from cargo_cow import filesystems, snapshots
+    from cargo_cow.cargo.workspace import load
+    from cargo_cow.snapshots import pruning, store
+
+    found = snapshots.find_state(name)
+    logical = filesystems.usage(found.target).logical_bytes
+    workspace = load(Path.cwd())
+    build_dir = workspace.build_dir.resolve()
+    everything = store.everything(store.project_of(workspace.root), build_dir)
+    sharing = pruning.measure_all([entry for _, entry in everything], workspace)
+    if style == "json":
+        render.print_json({**_value(found, sharing), "logical_bytes": logical})
+        return 0
+    import time
+
+    clean = {True: "clean", False: "with changes", None: ""}[found.clean]
+    render.fields(
+        [
+            ("state", found.id),
+            ("name", "" if found.name is None else render.shown(found.name)),
+            ("baseline", "yes" if found.baseline else ""),
+            ("kept by", "activate" if found.origin == "kept" else ""),
+            ("branch", "" if found.branch is None else render.shown(found.branch)),
+            ("commit", " ".join(filter(None, (found.commit, clean)))),
+            ("tree", found.tree or ""),
+            ("checkout", render.shown(found.checkout)),
+            ("compiler", (found.compiler or "").partition("\n")[0]),
+            ("profiles", ", ".join(found.profiles)),
+            ("parent", found.parent or ""),
+            ("taken", render.human_age(time.time() - found.created)),
+            ("method", found.method),
+            ("target", render.shown(found.target)),
+            ("size", render.human_bytes(logical)),
+            (
+                "exclusive",
+                ("" if sharing.exact else "~") + render.human_bytes(sharing.freed([found.id])),
+            ),
+        ]
+    )
+    return 0
+
+
+@command.command("activate")
+@click.argument("name")
+@click.option("--no-wait", is_flag=True, help="Fail if a build runs in the live target.")
+@render.manifest_option
+@render.format_option
+def activate(*, name: str, no_wait: bool, manifest_path: str | None, style: str) -> int:
+    """Make the state NAME this checkout's live target.
+
+    NAME is a name, an id, or the beginning of an id.  The state is cloned, every unit is compared
+    with the files that are checked out here, and the clone takes the place of the live target in
+    one step; a running build is waited for.  What was live is kept as an automatic state, if it
+    holds anything that no state has.  The state itself does not change.
+
+    \b
+    Examples:
+      cargo cow snapshot activate green
+      cargo cow snapshot activate --no-wait 20260101
+    """
+    from cargo_cow.cargo.workspace import load
+    from cargo_cow.snapshots import activation
+
+    workspace = load(Path.cwd(), render.cargo_arguments(manifest_path))
+    done = activation.activate(workspace, name, wait=not no_wait, say=render.say)
+    for note in done.notes:
+        render.say(note)
+    proven, kept, dropped = (
+        done.plan.count("proven"),
+        done.plan.count("kept"),
+        len(done.plan.drop),
+    )
+    if style == "json":
+        render.print_json(
+            {
+                "state": _value(done.state),
+                "method": done.method,
+                "proven": proven,
+                "kept": kept,
+                "dropped": dropped,
+                "kept_state": None if done.kept is None else _value(done.kept),
+                "seconds": done.seconds,
+            }
+        )
+        return 0
+    click.echo(
+        f"{done.state.title} is live ({done.method}): {proven} units proven, {kept} kept, "
+        f"{dropped} dropped"
+    )
+    if done.kept is not None:
+        click.echo(f"what was live is kept as {done.kept.id}")
+    return 0
+
+
+@command.command("promote")
+@click.argument("name")
+@render.format_option
+def promote(*, name: str, style: str) -> int:
+    """Make the state NAME the baseline of the project.
+
+    A project has one baseline; prune never takes it.  The one before becomes an ordinary state.
+
+    \b
+    Examples:
+      cargo cow snapshot promote green
+    """
+    from cargo_cow import snapshots
+
+    chosen, before = snapshots.promote_snapshot(name)
+    if style == "json":
+        render.print_json(
+            {"state": _value(chosen), "before": None if before is None else _value(before)}
+        )
+    else:
+        was = "" if before is None else f" (it was {before.title})"
+        click.echo(f"{chosen.title} is the baseline{was}")
+    return 0
+
+
+@command.command("prune")
+@click.option("--keep-last", type=click.IntRange(0), metavar="N", help="Keep the newest N.")
+@click.option("--keep-newer-than", metavar="AGE", help="Keep those younger: 12h, 14d, 2w.")
+@click.option("--named", is_flag=True, help="States with a name may go as well.")
+@click.option(
+    "--deleted/--no-deleted",
+    default=True,
+    show_default=True,
+    help="Drop states whose branch is deleted.",
+)
+@click.option("--merged", is_flag=True, help="Drop states whose branch is merged.")
+@click.option("--merged-into", metavar="BRANCH", help="Merged into this one (the main checkout's).")
+@click.option("--budget", metavar="SIZE", help="Then drop the oldest until SIZE is enough: 20GB.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would go (the default).")
+@click.option("-y", "--yes", is_flag=True, help="Do it.")
+@click.option("--no-sizes", is_flag=True, help="Do not measure: reading all extents takes time.")
+@render.format_option
+def prune(
+    *,
+    keep_last: int | None,
+    keep_newer_than: str | None,
+    named: bool,
+    deleted: bool,
+    merged: bool,
+    merged_into: str | None,
+    budget: str | None,
+    dry_run: bool,
+    yes: bool,
+    no_sizes: bool,
+    style: str,
+) -> int:
+    """Say which states would go by a policy, why, and what comes back; --yes removes them.
+
+    Automatic states go when they are neither among the last N (10, if no other rule is given) nor
+    young enough, or when their branch is deleted.  States with a name stay, unless --named; the
+    baseline always stays.  What comes back is the bytes of all that go together: what two states
+    share with each other alone counts too.
+
+    \b
+    Examples:
+      cargo cow snapshot prune                              the plan, by the usual rules
+      cargo cow snapshot prune --keep-last 3 --merged --yes
+      cargo cow snapshot prune --keep-newer-than 14d --budget 20GB
+    """
+    from cargo_cow.cargo.workspace import load
+    from cargo_cow.snapshots import pruning
+
+    age = None if keep_newer_than is None else pruning.parse_age(keep_newer_than)
+    size = None if budget is None else pruning.parse_size(budget)
+    if keep_last is None and age is None and size is None:
+        keep_last = 10
+    policy = pruning.Policy(
+        keep_last=keep_last,
+        keep_newer_than=age,
+        keep_named=not named,
+        drop_deleted=deleted,
+        drop_merged=merged or merged_into is not None,
+        merged_into=merged_into,
+        budget=size,
+    )
+    workspace = load(Path.cwd())
+    plan = pruning.plan(workspace, policy, sizes=not no_sizes)
+    done = None
+    if yes and not dry_run:
+        done = pruning.prune(workspace, plan, say=render.say)
+        _say_collected(done.collected)
+        for identity, why in done.refused:
+            render.say(f"{identity} stays: {why}")
+    if style == "json":
+        render.print_json(_plan_value(plan, done))
+        return 0
+    render.table(
+        ("state", "name", "", "why"),
+        [
+            (
+                decision.entry.id,
+                render.shown(getattr(decision.entry, "name", None) or ""),
+                "goes" if decision.goes else "stays",
+                render.shown(decision.reason),
+            )
+            for decision in plan.decisions
+        ],
+    )
+    count = len(plan.going) if done is None else len(done.removed)
+    freed = ""
+    if plan.freed_bytes is not None:
+        freed = f", {'' if plan.exact else 'about '}{render.human_bytes(plan.freed_bytes)}"
+        freed += " come back"
+    if done is not None:
+        click.echo(f"removed {count}{freed}")
+    else:
+        click.echo(f"{count} would go{freed}" + ("; --yes does it" if count else ""))
+    return 0
+
+
+@command.command("delete")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("-f", "--force", is_flag=True, help="The baseline, too.")
+@render.format_option
+def delete(*, names: tuple[str, ...], force: bool, style: str) -> int:
+    """Delete states by name, id, or the beginning of an id; also those that are not usable.
+
+    No live target is touched: clones share data with a state, but never need it.
+
+    \b
+    Examples:
+      cargo cow snapshot delete green
+      cargo cow snapshot delete 20260101-1200 20260102-0900
+    """
+    from cargo_cow import snapshots
+
+    done = snapshots.delete_snapshots(list(names), force=force, say=render.say)
+    _say_collected(done.collected)
+    for identity, why in done.refused:
+        render.say(f"error: {identity} is not deleted: {why}")
+    if style == "json":
+        render.print_json(_pruned_value(done))
+    else:
+        for identity in done.removed:
+            click.echo(f"deleted {identity}")
+    return 1 if done.refused else 0
+
+
+# -- how it is shown
+
+
+def _say_collected(paths: tuple[Path, ...]) -> None:
+    if paths:
+        render.say(f"removed {len(paths)} leftover(s) of interrupted commands")
+
+
+def _how(state: State) -> str:
+    text = {"snapshot": "snapshot", "reflink": "cloned", "copy": "copied"}[state.method]
+    size = "" if state.logical_bytes is None else f", {render.human_bytes(state.logical_bytes)}"
+    return text + size
+
+
+def _row(entry: State | Damaged, sharing: Sharing | None, now: float) -> tuple[str, ...]:
+    exclusive = ""
+    if sharing is not None:
+        exclusive = ("" if sharing.exact else "~") + render.human_bytes(sharing.freed([entry.id]))
+    reason = getattr(entry, "reason", None)
+    if reason is not None:
+        return (entry.id, "", "", "", "", "", exclusive, f"not usable: {render.shown(reason)}")
+    state: Any = entry
+    marks = [
+        mark
+        for mark, holds in (
+            ("baseline", state.baseline),
+            ("kept by activate", state.origin == "kept"),
+            ("with changes", state.clean is False),
+        )
+        if holds
+    ]
+    return (
+        state.id,
+        render.shown(state.name or ""),
+        render.shown(state.branch or ""),
+        (state.commit or "")[:9],
+        render.human_age(now - state.created),
+        state.method,
+        exclusive,
+        ", ".join(marks),
+    )
+
+
+def _value(entry: State | Damaged, sharing: Sharing | None = None) -> dict[str, Any]:
+    from cargo_cow.snapshots.state import Damaged
+
+    sizes = (
+        {}
+        if sharing is None
+        else {"exclusive_bytes": sharing.freed([entry.id]), "exact": sharing.exact}
+    )
+    if isinstance(entry, Damaged):
+        return {
+            "id": entry.id,
+            **render.json_path("path", entry.path),
+            "usable": False,
+            "reason": entry.reason,
+            **sizes,
+        }
+    return {
+        "id": entry.id,
+        "usable": True,
+        "name": entry.name,
+        "baseline": entry.baseline,
+        "origin": entry.origin,
+        "project": entry.project,
+        **render.json_path("path", entry.path),
+        **render.json_path("target", entry.target),
+        **render.json_path("checkout", entry.checkout),
+        **render.json_path("workspace", entry.workspace),
+        "branch": entry.branch,
+        "commit": entry.commit,
+        "tree": entry.tree,
+        "clean": entry.clean,
+        "compiler": entry.compiler,
+        "profiles": list(entry.profiles),
+        "created": entry.created,
+        "method": entry.method,
+        "parent": entry.parent,
+        "logical_bytes": entry.logical_bytes,
+        **sizes,
+    }
+
+
+def _plan_value(plan: Plan, done: Pruned | None) -> dict[str, Any]:
+    return {
+        "states": [
+            {
+                **_value(decision.entry),
+                "goes": decision.goes,
+                "why": decision.reason,
+            }
+            for decision in plan.decisions
+        ],
+        "freed_bytes": plan.freed_bytes,
+        "kept_bytes": plan.kept_bytes,
+        "exact": plan.exact,
+        "done": None if done is None else _pruned_value(done),
+    }
+
+
+def _pruned_value(done: Pruned) -> dict[str, Any]:
+    return {
+        "removed": list(done.removed),
+        "refused": [{"id": identity, "reason": why} for identity, why in done.refused],
+        "collected": [render.json_path("path", path) for path in done.collected],
+    }

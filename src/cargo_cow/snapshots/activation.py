@@ -1,0 +1,203 @@
+"""Activating a state: it becomes the live target, proven for what is checked out.
+
+The state is cloned to a temporary sibling of the target and fitted to the checkout exactly as a
+donor is (`prepare.clone_for`).  Then, under Cargo's build lock: what is live is kept as an
+automatic state, if it holds anything that no state has; the clone and the live target change names
+in one step; what was live is removed.  Killed at any moment, the target is the old one or the new
+one, whole, and nothing that was built is lost: the old one is kept before it goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from cargo_cow import filesystems, prepare
+from cargo_cow.cargo.lock import awaited, build_lock
+from cargo_cow.cargo.target import Target, profile_directories
+from cargo_cow.cargo.toolchain import compiler_of
+from cargo_cow.cargo.workspace import Workspace
+from cargo_cow.errors import CowError, FilesystemFailed
+from cargo_cow.filesystems.failures import translated
+from cargo_cow.filesystems.mounts import refuse_unusable
+from cargo_cow.filesystems.removal import discard
+from cargo_cow.prepare.contents import Contents
+from cargo_cow.prepare.place import Place, place_of
+from cargo_cow.prepare.proof import Plan
+from cargo_cow.snapshots import state as states
+from cargo_cow.snapshots import store as storing
+from cargo_cow.snapshots import taking
+from cargo_cow.snapshots.state import State, Units
+from cargo_cow.snapshots.store import Project
+
+_MEMO = ".cargo-cow/contents.json"
+
+
+class Activated(NamedTuple):
+    """What activation did.
+
+    ``kept`` is the state that was made of what was live; None if other states have all of it, or
+    there was nothing.  ``seconds`` by part: verify, clone, prove, apply, keep, exchange, remove.
+    """
+
+    state: State
+    method: str
+    plan: Plan
+    kept: State | None
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def activate(
+    workspace: Workspace,
+    name: str,
+    *,
+    wait: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Activated:
+    """Make the state called ``name`` the live target of the workspace.
+
+    ``wait``: for a build that runs in the live target; else Locked is raised.
+
+    Raises NoSuchState, StateDamaged, GitFailed, TargetUnusable (a symlink, a mount), Locked,
+    NoSpace, FilesystemFailed.  Whatever is raised, the target is the old one, whole.
+    """
+    place = place_of(workspace)
+    project = storing.project_of(Path(place.workspace))
+    build_dir = Path(place.build_dir)
+    if os.path.lexists(build_dir):
+        refuse_unusable(build_dir)
+    chosen = storing.usable(storing.named(project, build_dir, name)[1])
+    seconds: dict[str, float] = {}
+    notes: list[str] = []
+    with storing.in_use(chosen):
+        started = time.monotonic()
+        states.verify(chosen)
+        seconds["verify"] = time.monotonic() - started
+        _compare_compilers(chosen, place, say)
+        if not wait:
+            # Told now, not after the work of a clone.
+            with build_lock(place.build_dir, wait=False):
+                pass
+        contents = Contents(f"{place.build_dir}/{_MEMO}")
+        with translated("activate", chosen.path):
+            fitted = prepare.clone_for(
+                place,
+                chosen.target,
+                donor=chosen.path,
+                records={},
+                contents=contents,
+                seconds=seconds,
+                # Who has a state that is a copy has asked for copies.
+                allow_copy=chosen.method == "copy",
+                taken=chosen.taken,
+            )
+    notes += fitted.clone.notes
+    kept: State | None = None
+    try:
+        with contextlib.suppress(OSError):  # a shortcut for the next proof only
+            shutil.copyfile(build_dir / _MEMO, fitted.path / _MEMO)
+        kept = _exchange(place, project, fitted.path, chosen, wait, say, seconds, notes)
+    except BaseException:
+        discard(fitted.path)
+        raise
+    started = time.monotonic()
+    try:
+        filesystems.remove_target(fitted.path)
+    except CowError as error:
+        notes.append(f"what was live is left at {fitted.path}: {error}")
+    seconds["remove"] = time.monotonic() - started
+    contents.save()
+    return Activated(chosen, fitted.clone.method, fitted.plan, kept, seconds, tuple(notes))
+
+
+def _exchange(
+    place: Place,
+    project: Project,
+    temporary: Path,
+    chosen: State,
+    wait: bool,
+    say: Callable[[str], None],
+    seconds: dict[str, float],
+    notes: list[str],
+) -> State | None:
+    """Keep what is live, then let it and ``temporary`` change names; returns what was kept."""
+    live = Path(place.build_dir)
+    for attempt in range(12):
+        polite = attempt < 8
+        if not os.path.lexists(live):
+            try:
+                filesystems.publish(temporary, live)
+            except FileExistsError:
+                continue  # a build began meanwhile: it is live now
+            return None
+        if attempt:
+            time.sleep(0.01)
+        with build_lock(
+            live, wait=wait, waiting=lambda path: say(f"waiting for Cargo's build lock ({path})")
+        ):
+            locked = profile_directories(os.fspath(live))
+            if polite and awaited(live):
+                continue  # released, the lock is theirs: who came first builds first
+            kept = _keep(place, project, chosen, say, seconds, notes)
+            started = time.monotonic()
+            filesystems.exchange(temporary, live)
+            # A profile that was not there when the locks were taken has a lock of its own.
+            # Who began to wait meanwhile holds a file of what is live no more.
+            more = len(profile_directories(os.fspath(temporary))) != len(locked)
+            if more or (polite and awaited(temporary)):
+                filesystems.exchange(temporary, live)
+                continue
+            seconds["exchange"] = time.monotonic() - started
+            return kept
+    raise FilesystemFailed(f"{live} changes as often as it is exchanged: nothing was activated")
+
+
+def _keep(
+    place: Place,
+    project: Project,
+    chosen: State,
+    say: Callable[[str], None],
+    seconds: dict[str, float],
+    notes: list[str],
+) -> State | None:
+    """Keep what is live, if it holds anything that no state has.  The caller holds its lock."""
+    started = time.monotonic()
+    live = Path(place.build_dir)
+    known: list[Units] = []
+    for _, entry in storing.everything(project, live):
+        if isinstance(entry, State):
+            units = states.read_units(entry)
+            if units is not None:
+                known.append(units)
+    try:
+        if not taking.units_of(live).beyond(known):
+            return None
+        prepare.capture_at(Target(place.build_dir), place)
+        taken = taking.take(
+            place,
+            project,
+            None,
+            origin="kept",
+            allow_copy=chosen.method == "copy",
+            locked=True,
+            say=say,
+        )
+    finally:
+        seconds["keep"] = time.monotonic() - started
+    notes += taken.notes
+    return taken.state
+
+
+def _compare_compilers(chosen: State, place: Place, say: Callable[[str], None]) -> None:
+    """Warn where the state was built by another compiler than the live target: Cargo will
+    build all of it again."""
+    here = compiler_of(place.build_dir)
+    if chosen.compiler is not None and here is not None and here != chosen.compiler:
+        built, live = chosen.compiler.splitlines()[0], here.splitlines()[0]
+        say(f"warning: {chosen.title} was built by {built}, what is live by {live}")

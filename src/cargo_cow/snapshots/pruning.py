@@ -1,0 +1,314 @@
+"""Keeping house: which states go, why, and what comes back; then their removal.
+
+`decide` is a pure function of a policy and of facts: it touches nothing and names the rule that
+decided for every state.  `prune` acts on such a plan, and checks for each state that it still
+holds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cargo_cow import git
+from cargo_cow.cargo import workspace as workspaces
+from cargo_cow.cargo.workspace import Workspace
+from cargo_cow.errors import CowError, UsageError
+from cargo_cow.snapshots import store as storing
+from cargo_cow.snapshots.sharing import Sharing, measure
+from cargo_cow.snapshots.state import Damaged, State
+from cargo_cow.snapshots.store import Project
+
+
+class Policy(NamedTuple):
+    """What may go.  The baseline never does.
+
+    ``keep_last``: the newest that many automatic states stay; ``keep_newer_than``: those younger
+    than so many seconds stay; where both are given, either is enough.  ``keep_named``: states with
+    a name stay.  ``drop_deleted`` and ``drop_merged``: states of branches that are gone, or merged
+    into ``merged_into`` (default: the branch of the main checkout), go whatever their age, names
+    and baseline excepted.  ``budget``: then the oldest go until the states use no more bytes of
+    disk than this by themselves.
+    """
+
+    keep_last: int | None = 10
+    keep_newer_than: float | None = None
+    keep_named: bool = True
+    drop_deleted: bool = True
+    drop_merged: bool = False
+    merged_into: str | None = None
+    budget: int | None = None
+
+
+class Facts(NamedTuple):
+    """What a decision needs to know besides the states.
+
+    ``branches``: those that exist, None where git could not say.  ``merged``: those of them that
+    are merged into ``into`` and checked out nowhere.
+    """
+
+    now: float
+    branches: frozenset[str] | None = None
+    merged: frozenset[str] = frozenset()
+    into: str = ""
+
+
+class Decision(NamedTuple):
+    """One state, whether it goes, and the rule that decided."""
+
+    entry: State | Damaged
+    goes: bool
+    reason: str
+
+
+class Plan(NamedTuple):
+    """What `prune` would do, oldest first.
+
+    ``freed_bytes``: what comes back if all that goes is removed together; ``kept_bytes``: what the
+    states that stay use by themselves.  Both None where nobody measured; roughly where not
+    ``exact``.
+    """
+
+    decisions: tuple[Decision, ...]
+    freed_bytes: int | None
+    kept_bytes: int | None
+    exact: bool
+
+    @property
+    def going(self) -> tuple[Decision, ...]:
+        """Those that go."""
+        return tuple(decision for decision in self.decisions if decision.goes)
+
+
+class Pruned(NamedTuple):
+    """What was done: ids removed, states that stayed although they were to go with the reason, and
+    leftovers of killed commands that were removed."""
+
+    removed: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+    collected: tuple[Path, ...]
+
+
+def decide(
+    policy: Policy,
+    entries: Sequence[State | Damaged],
+    facts: Facts,
+    sharing: Sharing | None = None,
+) -> Plan:
+    """The plan.  ``sharing`` knows the states by id, and must be given for a budget."""
+    ordered = sorted(entries, key=lambda entry: entry.id)
+    automatic = [
+        entry.id for entry in ordered if isinstance(entry, State) and not _protected(policy, entry)
+    ]
+    last = frozenset(automatic[-policy.keep_last :] if policy.keep_last else ())
+    decisions = [_decide(policy, entry, facts, last) for entry in ordered]
+    if policy.budget is not None:
+        assert sharing is not None
+        decisions = _within(policy.budget, policy, decisions, sharing)
+    freed = kept = None
+    if sharing is not None:
+        freed = sharing.freed(decision.entry.id for decision in decisions if decision.goes)
+        kept = sharing.freed(decision.entry.id for decision in decisions) - freed
+    return Plan(tuple(decisions), freed, kept, sharing is None or sharing.exact)
+
+
+def _protected(policy: Policy, state: State) -> bool:
+    return state.baseline or (policy.keep_named and state.name is not None)
+
+
+def _decide(policy: Policy, entry: State | Damaged, facts: Facts, last: frozenset[str]) -> Decision:
+    if isinstance(entry, Damaged):
+        if entry.foreign:
+            return Decision(entry, False, entry.reason)
+        return Decision(entry, True, f"not usable: {entry.reason}")
+    if entry.baseline:
+        return Decision(entry, False, "the baseline")
+    if policy.keep_named and entry.name is not None:
+        return Decision(entry, False, "it has a name")
+    branch = entry.branch
+    if branch is not None and facts.branches is not None:
+        if policy.drop_deleted and branch not in facts.branches:
+            return Decision(entry, True, f"its branch {branch} is deleted")
+        if policy.drop_merged and branch in facts.merged:
+            return Decision(entry, True, f"its branch {branch} is merged into {facts.into}")
+    if policy.keep_newer_than is not None and facts.now - entry.created < policy.keep_newer_than:
+        return Decision(entry, False, "young enough")
+    if entry.id in last:
+        return Decision(entry, False, f"among the last {policy.keep_last}")
+    if policy.keep_last is not None:
+        return Decision(entry, True, f"not among the last {policy.keep_last}")
+    if policy.keep_newer_than is not None:
+        return Decision(entry, True, "older than asked for")
+    return Decision(entry, False, "no rule takes it")
+
+
+def _within(
+    budget: int, policy: Policy, decisions: list[Decision], sharing: Sharing
+) -> list[Decision]:
+    """Let the oldest go, until those that stay use no more than ``budget`` by themselves."""
+    everyone = [decision.entry.id for decision in decisions]
+    total = sharing.freed(everyone)
+    result = list(decisions)
+    for index, decision in enumerate(decisions):
+        going = [entry.entry.id for entry in result if entry.goes]
+        if total - sharing.freed(going) <= budget:
+            break
+        entry = decision.entry
+        if decision.goes or isinstance(entry, Damaged) or _protected(policy, entry):
+            continue
+        result[index] = Decision(entry, True, "the oldest beyond the budget")
+    return result
+
+
+# -- looking
+
+
+def plan(workspace: Workspace, policy: Policy, *, sizes: bool = True) -> Plan:
+    """What ``policy`` would remove in the project of ``workspace``; touches nothing.
+
+    Without ``sizes`` nobody measures (unless there is a budget): reading all extents of all
+    states and targets takes time.
+    """
+    project = storing.project_of(workspace.root)
+    build_dir = Path(os.path.realpath(workspace.build_dir))
+    entries = [entry for _, entry in storing.everything(project, build_dir)]
+    sharing = None
+    if entries and (sizes or policy.budget is not None):
+        sharing = measure_all(entries, workspace)
+    elif policy.budget is not None:
+        sharing = Sharing({}, True)
+    return decide(policy, entries, _facts(policy, workspace.root), sharing)
+
+
+def measure_all(entries: Sequence[State | Damaged], workspace: Workspace) -> Sharing:
+    """How the states and all live targets of the project share their bytes."""
+    trees = {entry.id: entry.path for entry in entries}
+    trees.update({f"target {path}": path for path in _live(workspace)})
+    return measure(trees)
+
+
+def _live(workspace: Workspace) -> set[Path]:
+    """The live targets of all checkouts of the project."""
+    found = {Path(os.path.realpath(workspace.build_dir))}
+    try:
+        here = git.checkout_of(workspace.root)
+        siblings = git.checkouts(workspace.root)
+    except CowError:
+        return found
+    root = Path(os.path.realpath(workspace.root))
+    inside = Path()
+    if here is not None and root.is_relative_to(here.root):
+        inside = root.relative_to(here.root)
+    for sibling in siblings:
+        directory = sibling.root / inside
+        if sibling.bare or not (directory / "Cargo.toml").is_file():
+            continue
+        try:
+            found.add(Path(os.path.realpath(workspaces.load(directory).build_dir)))
+        except CowError:
+            continue
+    return {path for path in found if path.is_dir()}
+
+
+def _facts(policy: Policy, root: Path) -> Facts:
+    now = time.time()
+    answer = git.call(["for-each-ref", "--format=%(refname)", "refs/heads"], root)
+    if answer.status:
+        return Facts(now)
+    branches = _branches(answer.output)
+    if not policy.drop_merged:
+        return Facts(now, branches)
+    checkouts = git.checkouts(root)
+    into = policy.merged_into or next((one.branch for one in checkouts if one.is_main), None)
+    if into is None or into.startswith("-"):
+        raise UsageError(
+            "it is not clear into what branches should be merged: --merged-into BRANCH"
+        )
+    merged = git.run(
+        ["for-each-ref", "--format=%(refname)", f"--merged={into}", "refs/heads"], root
+    )
+    busy = {checkout.branch for checkout in checkouts} | {into}
+    return Facts(now, branches, _branches(merged) - busy, into)
+
+
+def _branches(output: bytes) -> frozenset[str]:
+    names = os.fsdecode(output).splitlines()
+    return frozenset(name.removeprefix("refs/heads/") for name in names)
+
+
+# -- acting
+
+
+def prune(workspace: Workspace, wanted: Plan, *, say: Callable[[str], None]) -> Pruned:
+    """Remove what ``wanted`` lets go, as far as it still may.
+
+    All are forgotten first, and removed afterwards: killed in between, what is left is waste that
+    the next command collects.
+    """
+    project = storing.project_of(workspace.root)
+    build_dir = Path(os.path.realpath(workspace.build_dir))
+    return remove(project, build_dir, [decision.entry for decision in wanted.going], say=say)
+
+
+def remove(
+    project: Project,
+    build_dir: Path,
+    entries: Sequence[State | Damaged],
+    *,
+    baseline_too: bool = False,
+    say: Callable[[str], None],
+) -> Pruned:
+    """Forget and remove states; a baseline only if ``baseline_too``."""
+    removed: list[str] = []
+    refused: list[tuple[str, str]] = []
+    collected: list[Path] = []
+    for store in storing.stores(project, build_dir):
+        ours = [entry for entry in entries if entry.path.parent == store.directory]
+        storing.check(store.directory)
+        collected += store.collect()
+        doomed: list[tuple[str, Path]] = []
+        with store.locked():
+            baseline = store.baseline()
+            for entry in ours:
+                if entry.id == baseline and not baseline_too:
+                    refused.append((entry.id, "it has become the baseline"))
+                    continue
+                try:
+                    doomed.append((entry.id, store.forget(entry)))
+                except CowError as error:
+                    refused.append((entry.id, str(error)))
+        for identity, path in doomed:
+            removed.append(identity)
+            try:
+                storing.remove(path)
+            except CowError as error:
+                say(f"warning: {identity} is forgotten, but some of it is left: {error}")
+    return Pruned(tuple(removed), tuple(refused), tuple(collected))
+
+
+# -- words of the command line
+
+_AGE = re.compile(r"^([0-9]+)(m|h|d|w)$")
+_AGES = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_SIZE = re.compile(r"^([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?$", re.IGNORECASE)
+
+
+def parse_age(text: str) -> float:
+    """Seconds of ``30m``, ``12h``, ``14d``, ``2w``.  Raises UsageError."""
+    match = _AGE.match(text.strip())
+    if match is None:
+        raise UsageError(f"{text!a} is no age: a number and m, h, d or w, as 14d")
+    return float(int(match[1]) * _AGES[match[2]])
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``500MB``, ``20G``, ``1.5TiB``.  Raises UsageError."""
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise UsageError(f"{text!a} is no size: a number and kB, MB, GB, TB, GiB …, as 20GB")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** (" kmgt".index(match[2].lower()) if match[2] else 0))

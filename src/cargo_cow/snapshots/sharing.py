@@ -1,0 +1,137 @@
+"""Who uses which bytes on disk: what comes back when several trees go together.
+
+The extents of all files are laid over each other; every byte on disk then has a set of trees that
+use it.  Removing some trees frees the bytes that no other tree uses, which is more than the sum of
+what each uses alone: two states that share an old artefact free it only together.
+
+What lies outside the trees looked at (a copy somewhere else on the filesystem) is not known, so a
+figure may be too high by what that shares; compressed extents count before compression.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from cargo_cow.filesystems.extents import extents
+from cargo_cow.filesystems.failures import UNSUPPORTED
+
+_NOWHERE = 0x2 | 0x4 | 0x200  # FIEMAP_EXTENT_UNKNOWN, _DELALLOC, _DATA_INLINE
+_ENCODED = 0x8
+
+
+class Sharing(NamedTuple):
+    """Bytes by the set of trees that use them; trees are known by name."""
+
+    used: Mapping[frozenset[str], int]
+    exact: bool
+
+    def freed(self, going: Iterable[str]) -> int:
+        """Bytes that only ``going`` use: what comes back if all of these are removed."""
+        names = frozenset(going)
+        return sum(count for users, count in self.used.items() if users <= names)
+
+
+class Range(NamedTuple):
+    """Bytes ``[start, stop)`` of the filesystem, used by the tree ``user``."""
+
+    start: int
+    stop: int
+    user: str
+
+
+def overlay(ranges: Iterable[Range]) -> dict[frozenset[str], int]:
+    """Bytes by the set of users.  The ranges of one user may overlap: a byte counts once."""
+    events: list[tuple[int, int, str]] = []
+    for entry in ranges:
+        events.append((entry.start, 1, entry.user))
+        events.append((entry.stop, -1, entry.user))
+    events.sort(key=lambda event: event[0])
+    result: dict[frozenset[str], int] = {}
+    active: dict[str, int] = {}
+    users: frozenset[str] = frozenset()
+    last = 0
+    for position, step, user in events:
+        if position > last and users:
+            result[users] = result.get(users, 0) + position - last
+        last = position
+        count = active.get(user, 0) + step
+        if count:
+            active[user] = count
+        else:
+            active.pop(user, None)
+        if count == 0 or (count == 1 and step == 1):
+            users = frozenset(active)
+    return result
+
+
+def measure(trees: Mapping[str, Path]) -> Sharing:
+    """Lay the files of ``trees`` over each other.  What vanishes meanwhile is skipped."""
+    ranges: list[Range] = []
+    alone: dict[frozenset[str], int] = {}
+    exact = True
+    for name, root in trees.items():
+        linked: set[tuple[int, int]] = set()
+        pending = [os.fspath(root)]
+        while pending:
+            try:
+                with os.scandir(pending.pop()) as entries:
+                    found = list(entries)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                exact = False
+                continue
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    exact = _file(entry.path, name, linked, ranges, alone) and exact
+    used = overlay(ranges)
+    for users, count in alone.items():
+        used[users] = used.get(users, 0) + count
+    return Sharing(used, exact)
+
+
+def _file(
+    path: str,
+    user: str,
+    linked: set[tuple[int, int]],
+    ranges: list[Range],
+    alone: dict[frozenset[str], int],
+) -> bool:
+    """Add one file; False where the filesystem could not tell."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            return True
+        if facts.st_nlink > 1:
+            if (facts.st_dev, facts.st_ino) in linked:
+                return True
+            linked.add((facts.st_dev, facts.st_ino))
+        told = True
+        try:
+            for extent in extents(descriptor):
+                if extent.flags & _ENCODED:
+                    told = False
+                if not extent.flags & _NOWHERE:
+                    ranges.append(Range(extent.physical, extent.physical + extent.length, user))
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                return False
+            # No FIEMAP: nothing is known to be shared.
+            users = frozenset({user})
+            alone[users] = alone.get(users, 0) + facts.st_blocks * 512
+            told = False
+        return told
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,310 @@
+"""What a state is, and how it is written down.
+
+A state is the directory ``<store>/<id>/`` with ``state.json``, ``units.json`` and ``target/``.  It
+is published by one rename and never changed afterwards; what changes (which state is the baseline)
+is kept beside it.  So that a change by others is noticed, ``state.json`` holds a *seal* of the
+target: on Btrfs the subvolume's uuid and the transaction that last changed anything in it,
+elsewhere a digest over the names, sizes, modes, mtimes and ctimes of all that is below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+import unicodedata
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+from blake3 import blake3
+
+from cargo_cow.errors import StateDamaged, UsageError
+from cargo_cow.filesystems import btrfs
+
+FORMAT = 1
+STATE_FILE = "state.json"
+UNITS_FILE = "units.json"
+TARGET = "target"
+
+ID = re.compile(r"^[0-9]{8}-[0-9]{6}-[0-9]{6}[0-9a-f]{4}$")
+_BEGINNING_OF_ID = re.compile(r"^[0-9]{8}-[0-9a-f-]*$")
+_LONGEST_NAME = 100
+
+Origin = Literal["created", "kept"]
+Kind = Literal["subvolume", "tree"]
+
+
+class Seal(NamedTuple):
+    """What tells that a state's target is as it was published."""
+
+    kind: Kind
+    value: str
+
+
+class State(NamedTuple):
+    """An immutable snapshot of a target.
+
+    ``name`` is None for an automatic state.  ``project`` is the digest of the common git
+    directory's path.  ``clean``: whether the checkout was as its commit says (None: not known).
+    ``created`` is in seconds since the epoch; ``taken`` the filesystem's clock (ns) when the taking
+    began.  ``parent`` is the id of the state that the target was cloned from.  ``origin``: made by
+    ``create``, or what ``activate`` kept.  ``logical_bytes`` is None where nobody counted (a
+    snapshot).  ``path`` and ``baseline`` are not in ``state.json``.
+    """
+
+    id: str
+    name: str | None
+    project: str
+    checkout: str
+    workspace: str
+    build_dir: str
+    branch: str | None
+    commit: str | None
+    tree: str | None
+    clean: bool | None
+    compiler: str | None
+    profiles: tuple[str, ...]
+    created: float
+    taken: int
+    method: Literal["snapshot", "reflink", "copy"]
+    parent: str | None
+    origin: Origin
+    logical_bytes: int | None
+    seal: Seal
+    path: Path = Path()
+    baseline: bool = False
+
+    @property
+    def target(self) -> Path:
+        """The target itself: not to be written to."""
+        return self.path / TARGET
+
+    @property
+    def title(self) -> str:
+        """The name, or the id of an automatic state."""
+        return self.name or self.id
+
+
+class Damaged(NamedTuple):
+    """A directory in the store that is no usable state, and why.
+
+    ``foreign``: written by a later version, which is no damage.
+    """
+
+    id: str
+    path: Path
+    reason: str
+    foreign: bool = False
+
+
+class Units(NamedTuple):
+    """What is built in a target: when each unit was made, by its key; and the top-level names."""
+
+    made: dict[str, int]
+    names: tuple[str, ...]
+
+    def beyond(self, others: list[Units]) -> int:
+        """How many of these builds and names none of ``others`` has."""
+        known: set[tuple[str, int]] = set()
+        names: set[str] = set()
+        for other in others:
+            known.update(other.made.items())
+            names.update(other.names)
+        return len(self.made.items() - known) + len(set(self.names) - names)
+
+
+def new_id() -> str:
+    """A new id: the time (UTC, to the microsecond), so that ids sort by age, and random digits."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    told = time.strftime("%Y%m%d-%H%M%S", time.gmtime(seconds))
+    return f"{told}-{nanoseconds // 1000:06}{os.urandom(2).hex()}"
+
+
+def checked_name(name: str) -> str:
+    """The name as it is kept (NFC).  Raises UsageError, in one line, for what is none.
+
+    Names are never file names, so other alphabets and spaces are welcome; what is refused would
+    be read as something else (an option, a path, an id) or could not be shown.
+    """
+    wanted = unicodedata.normalize("NFC", name)
+    shown = ascii(name)
+    if not wanted.strip():
+        raise UsageError("a state needs a name that is not empty")
+    if wanted != wanted.strip():
+        raise UsageError(f"{shown} is no name for a state: it begins or ends with a space")
+    if len(wanted) > _LONGEST_NAME:
+        raise UsageError(f"that is no name for a state: longer than {_LONGEST_NAME} characters")
+    if not wanted.isprintable():
+        raise UsageError(f"{shown} is no name for a state: it holds control characters")
+    if "/" in wanted or "\\" in wanted:
+        raise UsageError(f"{shown} is no name for a state: it holds a slash")
+    if wanted[0] in ".-":
+        raise UsageError(f"{shown} is no name for a state: it begins with {wanted[0]!r}")
+    if _BEGINNING_OF_ID.match(wanted):
+        raise UsageError(f"{shown} is no name for a state: it looks like an id")
+    return wanted
+
+
+# -- the file
+
+
+def write(directory: Path, state: State, units: Units) -> None:
+    """Write the state's files into a directory that is not published yet, durably."""
+    value = state._asdict()
+    for key in ("path", "baseline"):
+        del value[key]
+    value["seal"] = state.seal._asdict()
+    value = {"format": FORMAT, **value}
+    value["digest"] = _digest(value)
+    # Not synced: a lost note of the units costs at most an automatic state too many.
+    (directory / UNITS_FILE).write_text(json.dumps({"format": FORMAT, **units._asdict()}), "ascii")
+    with (directory / STATE_FILE).open("xb") as file:
+        # json escapes everything that is not ASCII, lone surrogates (bytes of a path) included.
+        file.write(json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(value: dict[str, object]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return str(blake3(text.encode("ascii")).hexdigest())
+
+
+def read(path: Path) -> State | Damaged:
+    """The state at ``path``, looked at as far as that costs next to nothing.
+
+    A subvolume is judged in full; a tree only by `verify`.
+    """
+    identity = path.name
+    try:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            return Damaged(identity, path, "it is no directory")
+        value = json.loads((path / STATE_FILE).read_bytes())
+    except FileNotFoundError:
+        return Damaged(identity, path, "its state.json is gone")
+    except (OSError, ValueError) as error:
+        return Damaged(identity, path, f"its state.json cannot be read ({error})")
+    if not isinstance(value, dict):
+        return Damaged(identity, path, "its state.json is no object")
+    if value.get("format") != FORMAT:
+        told = value.get("format")
+        return Damaged(identity, path, f"it has format {told!r}, unknown to this version", True)
+    try:
+        digest = value.pop("digest")
+        if digest != _digest(value):
+            return Damaged(identity, path, "its state.json was edited")
+        del value["format"]
+        state = _parsed(value, path)
+    except (KeyError, TypeError, ValueError):
+        return Damaged(identity, path, "its state.json is not of the known shape")
+    if state.id != identity:
+        return Damaged(identity, path, f"it was moved: it was published as {state.id}")
+    reason = _broken_seal(state, thorough=False)
+    return state if reason is None else Damaged(identity, path, reason)
+
+
+def _parsed(value: dict[str, object], path: Path) -> State:
+    plain = dict(value)
+    seal = cast("dict[str, str]", plain.pop("seal"))
+    profiles = tuple(str(name) for name in cast("list[str]", plain.pop("profiles")))
+    method = plain["method"]
+    if method not in ("snapshot", "reflink", "copy") or seal["kind"] not in ("subvolume", "tree"):
+        raise ValueError(method)
+    # Every value is as we wrote it: the digest over all of them agrees.
+    return State(
+        **plain,  # type: ignore[arg-type]
+        profiles=profiles,
+        seal=Seal(cast("Kind", seal["kind"]), str(seal["value"])),
+        path=path,
+    )
+
+
+def read_units(state: State) -> Units | None:
+    """What the state holds; None if the note of it is gone."""
+    try:
+        value = json.loads((state.path / UNITS_FILE).read_bytes())
+        if value["format"] != FORMAT:
+            return None
+        return Units(
+            {str(key): int(made) for key, made in value["made"].items()}, tuple(value["names"])
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+# -- the seal
+
+
+def seal(target: Path) -> Seal:
+    """The seal of a target that changes no more."""
+    if btrfs.is_subvolume(target) and btrfs.is_read_only(target):
+        facts = btrfs.describe(target)
+        return Seal("subvolume", f"{facts.uuid.hex()}:{facts.changed}")
+    return Seal("tree", _tree_digest(os.fspath(target)))
+
+
+def verify(state: State) -> None:
+    """Raise StateDamaged unless the state's target is as it was published, to the last file."""
+    reason = _broken_seal(state, thorough=True)
+    if reason is not None:
+        raise damaged(state.title, reason)
+
+
+def damaged(title: str, reason: str) -> StateDamaged:
+    """The error for a state that is not usable."""
+    return StateDamaged(f"the state {title} is not usable: {reason}")
+
+
+def _broken_seal(state: State, *, thorough: bool) -> str | None:
+    target = state.target
+    try:
+        if not stat.S_ISDIR(os.lstat(target).st_mode):
+            return "its target is no directory"
+        if state.seal.kind == "subvolume":
+            if not btrfs.is_subvolume(target):
+                return "its target is not the subvolume that was published"
+            if not btrfs.is_read_only(target):
+                return "it was made writable"
+            if seal(target) != state.seal:
+                return "its target was edited or exchanged"
+        elif thorough and seal(target) != state.seal:
+            return "its target was edited or exchanged"
+    except FileNotFoundError:
+        return "its target is gone"
+    except OSError as error:
+        return f"its target cannot be read ({error.strerror})"
+    return None
+
+
+def _tree_digest(root: str) -> str:
+    """Digest over the stats of everything below ``root``, and of itself.
+
+    ctimes cannot be set back, so no edit goes unseen.  Access times do not count.
+    """
+    hasher = blake3()
+
+    def note(name: str, found: os.stat_result) -> None:
+        size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+        facts = f"{found.st_mode:o} {size} {found.st_mtime_ns} {found.st_ctime_ns}"
+        hasher.update(os.fsencode(name) + b"\0" + facts.encode("ascii") + b"\n")
+
+    note("", os.lstat(root))
+    pending = [""]
+    while pending:
+        inside = pending.pop()
+        with os.scandir(f"{root}/{inside}") as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            name = f"{inside}{entry.name}"
+            facts = entry.stat(follow_symlinks=False)
+            note(name, facts)
+            if stat.S_ISDIR(facts.st_mode):
+                pending.append(f"{name}/")
+    return str(hasher.hexdigest())

@@ -1,0 +1,344 @@
+"""Taking a state: what is built in a target now, kept as it is.
+
+On Btrfs a target that is a subvolume is taken by a read-only snapshot: atomic, so it may be taken
+in the middle of a build.  Cargo empties the fingerprint of a unit before it touches anything else
+of it, so units in flight are dirty in the state, or dropped when it is activated.  Everything else
+is cloned file by file, for which Cargo's build lock is held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+from cargo_cow import filesystems, git, prepare
+from cargo_cow.cargo.lock import build_lock
+from cargo_cow.cargo.target import Target, profile_directories
+from cargo_cow.cargo.toolchain import compiler_of
+from cargo_cow.cargo.workspace import Workspace
+from cargo_cow.errors import CowError, FilesystemFailed, TargetUnusable
+from cargo_cow.filesystems import CloneReport, btrfs, syscalls
+from cargo_cow.filesystems.failures import FORBIDDEN, UNSUPPORTED, translated
+from cargo_cow.filesystems.mounts import mounts_within, refuse_unusable
+from cargo_cow.filesystems.removal import discard
+from cargo_cow.prepare import unchanged
+from cargo_cow.prepare.place import Place, place_of
+from cargo_cow.snapshots import state as states
+from cargo_cow.snapshots import store as storing
+from cargo_cow.snapshots.state import Origin, State, Units
+from cargo_cow.snapshots.store import Project
+
+_ORDINARY = frozenset(
+    {"CACHEDIR.TAG", ".rustc_info.json", ".future-incompat-report.json", ".cargo-cow"}
+)
+
+
+class Taken(NamedTuple):
+    """A new state, and how it was taken.  ``notes`` are sentences for people."""
+
+    state: State
+    clone: CloneReport
+    seconds: float
+    collected: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def _silent(_: str) -> None:
+    return
+
+
+def create(
+    workspace: Workspace,
+    name: str | None = None,
+    *,
+    allow_copy: bool = False,
+    wait: bool = True,
+    say: Callable[[str], None] = _silent,
+) -> Taken:
+    """Keep what is built in the workspace's target now as a state.
+
+    What its units were made from is recorded first, as far as that is not done.  ``name`` is
+    unique in the project; without one the state is automatic, and goes by its id.  ``wait``: for
+    a build that runs, where the target has to be cloned file by file.
+
+    Raises UsageError (name), StateExists, GitFailed (no repository), TargetUnusable (nothing built;
+    a symlink; read-only store), StoreUnusable, Locked, NoSpace, FilesystemFailed (a full copy would
+    be needed and was not asked for).
+    """
+    wanted = None if name is None else states.checked_name(name)
+    place = place_of(workspace)
+    project = storing.project_of(Path(place.workspace))
+    build_dir = Path(place.build_dir)
+    _refuse_unbuilt(build_dir)
+    if wanted is not None:
+        found = storing.everything(project, build_dir)
+        storing.refuse_taken([entry for _, entry in found], wanted)
+    if not unchanged.holds(place):
+        prepare.capture(workspace)
+    return take(place, project, wanted, origin="created", allow_copy=allow_copy, wait=wait, say=say)
+
+
+def take(
+    place: Place,
+    project: Project,
+    name: str | None,
+    *,
+    origin: Origin,
+    allow_copy: bool,
+    wait: bool = True,
+    locked: bool = False,
+    say: Callable[[str], None] = _silent,
+) -> Taken:
+    """As `create`, for a target whose records are there.  ``locked``: Cargo's lock is held already.
+
+    The order makes a kill harmless: everything is made under a temporary's name and durable
+    before one rename publishes it.
+    """
+    build_dir = Path(place.build_dir)
+    started = time.monotonic()
+    told = _Git(place)
+    store = storing.store_for(project, build_dir, allow_copy=allow_copy)
+    collected = store.collect()
+    identity = states.new_id()
+    temporary = storing.temporary_state(store, identity)
+    try:
+        taken = filesystems.clock(store.directory)
+        atomic = _is_atomic(build_dir)
+        with (
+            nullcontext()
+            if locked or atomic
+            else build_lock(build_dir, wait=wait, waiting=lambda path: say(_waiting(path)))
+        ):
+            clone = create_snapshot(build_dir, temporary / states.TARGET, allow_copy=allow_copy)
+        target = temporary / states.TARGET
+        units = units_of(target)
+        at = told.at(max(units.made.values(), default=0))
+        made = State(
+            id=identity,
+            name=name,
+            project=project.id,
+            checkout=place.checkout,
+            workspace=place.workspace,
+            build_dir=place.build_dir,
+            branch=at.branch,
+            commit=at.commit,
+            tree=at.tree,
+            clean=at.clean,
+            compiler=compiler_of(os.fspath(target)),
+            profiles=tuple(
+                os.path.relpath(directory, target)
+                for directory in profile_directories(os.fspath(target))
+            ),
+            created=time.time(),
+            taken=taken,
+            method=clone.method,
+            parent=_parent(target, store),
+            origin=origin,
+            logical_bytes=None
+            if clone.method == "snapshot"
+            else clone.reflinked_bytes + clone.copied_bytes,
+            seal=states.seal(target),
+        )
+        with translated("make a state in", store.directory):
+            states.write(temporary, made, units)
+        made = store.publish(temporary, made)
+    except BaseException:
+        discard(temporary)
+        raise
+    notes = clone.notes
+    if store.shared:
+        notes += (f"kept in {store.directory}, which goes with that directory",)
+    return Taken(made, clone, time.monotonic() - started, tuple(collected), notes)
+
+
+def create_snapshot(
+    source: Path, dest: Path, read_only: bool = True, *, allow_copy: bool = False
+) -> CloneReport:
+    """Make ``dest`` a snapshot of the target ``source``, durably; the simplest building block.
+
+    Btrfs: a subvolume's snapshot, or a tree of reflinks in a fresh subvolume (a plain directory, or
+    one that holds subvolumes, which a snapshot would show empty), either way set read-only
+    if ``read_only``.  Elsewhere a tree of reflinks, or with ``allow_copy`` a copy; nothing can
+    make these read-only.  ``dest`` must not exist, and its parent must.
+
+    Needs no lock of Cargo's where ``source`` is a subvolume without subvolumes inside; otherwise
+    the caller holds it.  Raises FileExistsError, TargetUnusable, NoSpace, FilesystemFailed.
+    """
+    started = time.perf_counter()
+    if read_only and _is_atomic(source) and not os.path.lexists(dest):
+        with translated("take a snapshot of", source):
+            refuse_unusable(source)
+            try:
+                btrfs.snapshot(source, dest, read_only=True)
+            except OSError as error:
+                # EXDEV: dest on another filesystem.  EPERM: not ours, though we may read it.
+                if error.errno not in UNSUPPORTED | FORBIDDEN | {errno.EXDEV}:
+                    raise
+            else:
+                # The ioctl commits: the snapshot is durable already.
+                seconds = time.perf_counter() - started
+                return CloneReport("snapshot", 0, seconds, 0, 0, {}, ())
+    try:
+        report = filesystems.clone_target(source, dest, allow_copy=allow_copy)
+    except FilesystemFailed as error:
+        if not allow_copy and not error.hint:
+            error.hint = "a full copy needs --copy"
+        raise
+    if read_only:
+        with translated("set read-only", dest):
+            if btrfs.is_subvolume(dest):
+                btrfs.set_read_only(dest, True)
+            syscalls.sync_filesystem(dest)
+    return report._replace(seconds=time.perf_counter() - started)
+
+
+def units_of(target: Path) -> Units:
+    """What is built in a target: units that Cargo could call fresh, and other top-level names."""
+    scanned = Target(os.fspath(target))
+    made: dict[str, int] = {}
+    for unit in scanned.units:
+        try:
+            if Path(unit.hash_file).stat().st_size == 0:
+                continue  # dropped, or in flight: nobody misses it
+        except OSError:
+            continue
+        made[unit.key] = unit.invoked() or 0
+    profiles = {
+        os.path.relpath(entry.directory, target).split("/")[0] for entry in scanned.profiles
+    }
+    names = sorted(set(os.listdir(target)) - _ORDINARY - profiles)  # noqa: PTH208
+    return Units(made, tuple(names))
+
+
+def _is_atomic(target: Path) -> bool:
+    """Whether a snapshot takes all of the target at one moment."""
+    return btrfs.is_subvolume(target) and not btrfs.nested(target) and not mounts_within(target)
+
+
+def _refuse_unbuilt(build_dir: Path) -> None:
+    if not os.path.lexists(build_dir):
+        raise TargetUnusable(f"there is no target at {build_dir}", hint="cargo cow build")
+    refuse_unusable(build_dir)
+    if not profile_directories(os.fspath(build_dir)):
+        raise TargetUnusable(f"nothing is built in {build_dir}", hint="cargo cow build")
+
+
+def _waiting(path: str) -> str:
+    return f"waiting for Cargo's build lock ({path})"
+
+
+def _parent(target: Path, store: storing.Store) -> str | None:
+    """The state that the target was cloned from, by the word that `prepare` leaves in a clone."""
+    import json
+
+    try:
+        donor = Path(str(json.loads((target / ".cargo-cow/prepared.json").read_bytes())["donor"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    known = donor.parent == store.directory and states.ID.match(donor.name)
+    return donor.name if known else None
+
+
+class Built(NamedTuple):
+    """What was checked out when a target was last built; None where that is not known."""
+
+    commit: str | None
+    branch: str | None
+    tree: str | None
+    clean: bool | None
+
+
+class Move(NamedTuple):
+    """An entry of HEAD's reflog: where it moved, when (seconds), and git's word for it."""
+
+    commit: str
+    time: int
+    message: str
+
+
+def built_at(
+    head: str | None, branch: str | None, moves: list[Move], built: int
+) -> tuple[str | None, str | None]:
+    """(commit, branch) that were checked out at ``built`` (seconds); ``moves`` newest first.
+
+    The newest move is known to be later (its time is kept to the nanosecond elsewhere).
+
+    A commit made since then changes no file: what was built before it is a build of it.  A switch,
+    a reset, a merge or a rebase changes files: then it is a build of what was there before.
+    """
+    for index, move in enumerate(moves):
+        if index and move.time <= built:
+            break
+        if move.message.startswith("commit"):
+            continue
+        head = moves[index + 1].commit if index + 1 < len(moves) else None
+        if move.message.startswith("checkout: moving from "):
+            name = move.message.removeprefix("checkout: moving from ").split(" to ")[0]
+            branch = None if _COMMIT.match(name) else name
+    return head, branch
+
+
+_COMMIT = re.compile(r"^[0-9a-f]{40,64}$")
+
+
+class _Git:
+    """What git says of the checkout, asked while the snapshot is taken: each answer costs
+    as much as the snapshot."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._checkout = Path(place.checkout)
+        self._clean: bool | None = None
+        self._tree: str | None = None
+        self._threads = [
+            threading.Thread(target=ask, daemon=True) for ask in (self._ask_clean, self._ask_tree)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask_clean(self) -> None:
+        with contextlib.suppress(CowError):
+            answer = git.call(["status", "--porcelain", "-z"], self._checkout)
+            self._clean = None if answer.status else not answer.output
+
+    def _ask_tree(self) -> None:
+        with contextlib.suppress(CowError):
+            if self._place.head is not None:
+                self._tree = git.tree_id(self._checkout, self._place.head)
+
+    def at(self, newest: int) -> Built:
+        """What was checked out when the newest unit was made (ns)."""
+        for thread in self._threads:
+            thread.join()
+        head, branch = self._place.head, self._place.branch
+        if newest >= self._place.head_changed:
+            return Built(head, branch, self._tree, self._clean)
+        commit, named = built_at(head, branch, self._moves(), newest // 1_000_000_000)
+        if commit == head:
+            return Built(head, named, self._tree, self._clean)
+        tree = None
+        with contextlib.suppress(CowError):
+            tree = None if commit is None else git.tree_id(self._checkout, commit)
+        return Built(commit, named, tree, None)
+
+    def _moves(self) -> list[Move]:
+        arguments = ["log", "-g", "-n", "100", "--date=unix", "--format=%H%x00%gd%x00%gs", "-z"]
+        answer = git.call([*arguments, "HEAD", "--"], self._checkout)
+        if answer.status:
+            return []
+        words = os.fsdecode(answer.output).rstrip("\0").split("\0")
+        moves = []
+        for commit, when, message in zip(words[::3], words[1::3], words[2::3], strict=False):
+            time_text = when.rpartition("{")[2].rstrip("}")
+            if not time_text.isdecimal():
+                return []
+            moves.append(Move(commit, int(time_text), message))
+        return moves
