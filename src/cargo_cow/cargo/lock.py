@@ -69,7 +69,8 @@ def awaited(build_dir: str | os.PathLike[str]) -> bool:
     Who waits has opened the file already, and would get the lock of a directory that has another
     name by then, were the target exchanged under it.  Told by ``/proc/locks`` (proc_locks(5)), by
     inode alone, because the device there is not the one that Btrfs shows for a file: in doubt,
-    yes.  False where there is no such list.
+    yes.  False where there is no such list.  Takes some 10 ms: the kernel stops all
+    locking for a moment (``locks_start``).
     """
     inodes = set()
     for directory in profile_directories(os.fspath(build_dir)):

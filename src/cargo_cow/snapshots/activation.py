@@ -128,6 +128,7 @@ def _exchange(
 ) -> State | None:
     """Keep what is live, then let it and ``temporary`` change names; returns what was kept."""
     live = Path(place.build_dir)
+    kept: State | None = None
     for attempt in range(12):
         polite = attempt < 8
         if not os.path.lexists(live):
@@ -135,20 +136,19 @@ def _exchange(
                 filesystems.publish(temporary, live)
             except FileExistsError:
                 continue  # a build began meanwhile: it is live now
-            return None
+            return kept
         if attempt:
             time.sleep(0.01)
         with build_lock(
             live, wait=wait, waiting=lambda path: say(f"waiting for Cargo's build lock ({path})")
         ):
             locked = profile_directories(os.fspath(live))
-            if polite and awaited(live):
-                continue  # released, the lock is theirs: who came first builds first
-            kept = _keep(place, project, chosen, say, seconds, notes)
+            kept = _keep(place, project, chosen, say, seconds, notes) or kept
             started = time.monotonic()
             filesystems.exchange(temporary, live)
             # A profile that was not there when the locks were taken has a lock of its own.
-            # Who began to wait meanwhile holds a file of what is live no more.
+            # Who waits has opened a file of what is live no more: released, the lock is theirs, and
+            # who came first builds first.
             more = len(profile_directories(os.fspath(temporary))) != len(locked)
             if more or (polite and awaited(temporary)):
                 filesystems.exchange(temporary, live)

@@ -81,9 +81,19 @@ def create(
     if wanted is not None:
         found = storing.everything(project, build_dir)
         storing.refuse_taken([entry for _, entry in found], wanted)
+    told = _Git(place)
     if not unchanged.holds(place):
         prepare.capture(workspace)
-    return take(place, project, wanted, origin="created", allow_copy=allow_copy, wait=wait, say=say)
+    return take(
+        place,
+        project,
+        wanted,
+        origin="created",
+        allow_copy=allow_copy,
+        wait=wait,
+        say=say,
+        told=told,
+    )
 
 
 def take(
@@ -96,6 +106,7 @@ def take(
     wait: bool = True,
     locked: bool = False,
     say: Callable[[str], None] = _silent,
+    told: _Git | None = None,
 ) -> Taken:
     """As `create`, for a target whose records are there.  ``locked``: Cargo's lock is held already.
 
@@ -104,7 +115,7 @@ def take(
     """
     build_dir = Path(place.build_dir)
     started = time.monotonic()
-    told = _Git(place)
+    told = told or _Git(place)
     store = storing.store_for(project, build_dir, allow_copy=allow_copy)
     collected = store.collect()
     identity = states.new_id()
