@@ -129,6 +129,8 @@ def environment(root: Path, layout: str) -> dict[str, str]:
             f"GIT_{who}_EMAIL": "oracle@localhost",
             f"GIT_{who}_DATE": "2024-01-01T00:00:00Z",
         }
+    if named := os.environ.get("CARGO_COW_NATIVE"):
+        env["CARGO_COW_NATIVE"] = named
     if layout == "new":
         env["__CARGO_TEST_CHANNEL_OVERRIDE_DO_NOT_USE_THIS"] = "nightly"
         env["CARGO_UNSTABLE_BUILD_DIR_NEW_LAYOUT"] = "true"
@@ -261,7 +263,7 @@ class World:
         if by == "plain":
             argv = ["cargo"]
         else:
-            self.tool.before_build(self._targets(name)[0])
+            self.tool.before_build(self.checkouts[name], self._targets(name)[0])
         if by == "prepare" and (prepare := self.tool.prepare()) is not None:
             status, _, err = observing.run(prepare, cwd, env, kill_after=kill_after)
             assert status == 0 or kill_after is not None, err

@@ -303,6 +303,7 @@ def _git_answers() -> History:
         Member("head", (), "git_build_only"),
         Member("file", (), "git_file"),
         Member("silent", (), "git_silent"),
+        Member("watched", (), "git_head_resolved"),
     )
     steps = (
         build("main", by="plain"),
@@ -315,6 +316,8 @@ def _git_answers() -> History:
         do("branch", "w2", name="topic"),
         put("untracked.txt", "new\n", "w2"),
         worktree("w3", "w2", ref="topic"),
+        build("w3"),
+        do("commit", "w3"),
         build("w3"),
     )
     return History(workspace, steps)

@@ -6,6 +6,7 @@ experiment (e)); the oracle must find each of them out.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -41,7 +42,7 @@ class Tool:
         """The call that only prepares, where there is one."""
         return None
 
-    def before_build(self, target: Path) -> None:
+    def before_build(self, checkout: Path, target: Path) -> None:
         """What the tool does by itself before each build."""
 
     def environment(self) -> dict[str, str]:
@@ -87,6 +88,26 @@ class CargoCowShim(CargoCow):
         return {"RUSTC_WRAPPER": str(native.program())}
 
 
+class CargoCowIdentity(CargoCowShim):
+    """The shim runs rustc for every linked worktree where the main checkout's rustc ran."""
+
+    name = "cargo-cow-identity"
+
+    def before_build(self, checkout: Path, target: Path) -> None:
+        del target
+        link = checkout / ".git"
+        if not link.is_file():
+            return
+        git_dir = Path(link.read_text().removeprefix("gitdir:").strip())
+        main = git_dir.parents[2]
+        if git_dir.parents[1].name != ".git" or checkout.is_relative_to(main):
+            return
+        place = git_dir / "cargo-cow" / "identity.json"
+        place.parent.mkdir(exist_ok=True)
+        value = {"format": 1, "checkout": str(checkout), "identity": str(main)}
+        place.write_text(json.dumps(value))
+
+
 def _touch_all(target: Path) -> None:
     """Gives every file one present time."""
     now = target.stat().st_mtime_ns
@@ -123,7 +144,8 @@ class TouchInPlace(Tool):
 
     name = "touch-in-place"
 
-    def before_build(self, target: Path) -> None:
+    def before_build(self, checkout: Path, target: Path) -> None:
+        del checkout
         if target.is_dir():
             _touch_all(target)
 
@@ -136,7 +158,8 @@ class CopyWithTimes(Tool):
     def __init__(self) -> None:
         self.donor: Path | None = None
 
-    def before_build(self, target: Path) -> None:
+    def before_build(self, checkout: Path, target: Path) -> None:
+        del checkout
         if self.donor is None:
             self.donor = target
         elif not target.exists():
@@ -160,5 +183,14 @@ class RestoredTimes(Tool):
                 os.utime(ours, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-_ALL = (Tool, CargoCow, CargoCowShim, CopyAndTouch, TouchInPlace, CopyWithTimes, RestoredTimes)
+_ALL = (
+    Tool,
+    CargoCow,
+    CargoCowShim,
+    CargoCowIdentity,
+    CopyAndTouch,
+    TouchInPlace,
+    CopyWithTimes,
+    RestoredTimes,
+)
 TOOLS: dict[str, type[Tool]] = {tool.name: tool for tool in _ALL}
