@@ -81,8 +81,10 @@ def create(
     if wanted is not None:
         found = storing.everything(project, build_dir)
         storing.refuse_taken([entry for _, entry in found], wanted)
-    told = _Git(place)
-    if not unchanged.holds(place):
+    noted = unchanged.holds(place)
+    # As long as that holds, the last build is one of what is checked out, whatever git did since.
+    told = _Git(place, current=noted)
+    if not noted:
         prepare.capture(workspace)
     return take(
         place,
@@ -304,8 +306,9 @@ class _Git:
     """What git says of the checkout, asked while the snapshot is taken: each answer costs
     as much as the snapshot."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, current: bool = False) -> None:
         self._place = place
+        self._current = current
         self._checkout = Path(place.checkout)
         self._clean: bool | None = None
         self._tree: str | None = None
@@ -330,7 +333,7 @@ class _Git:
         for thread in self._threads:
             thread.join()
         head, branch = self._place.head, self._place.branch
-        if newest >= self._place.head_changed:
+        if self._current or newest >= self._place.head_changed:
             return Built(head, branch, self._tree, self._clean)
         commit, named = built_at(head, branch, self._moves(), newest // 1_000_000_000)
         if commit == head:
