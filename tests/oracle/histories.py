@@ -595,6 +595,7 @@ class Author:
         self.checkouts = ["main"]
         self.refs: list[str] = []
         self.serial = 0
+        self.prepared: set[str] = set()  # made by the tool, and not built in since
 
     def _call(self) -> Step:
         turn = self.chance.random()
@@ -625,6 +626,8 @@ class Author:
         self.checkouts.append(new)
         ref = self.chance.choice([None, None, *self.refs])
         by = self.chance.choice(["tool", "git"])
+        if by == "tool":
+            self.prepared.add(new)
         nested = self.chance.random() < 0.2
         return [{"do": "worktree", "at": at, "new": new, "ref": ref, "by": by, "nested": nested}]
 
@@ -706,6 +709,9 @@ class Author:
         )[0]
         build: Step = {"do": "build", "at": at, "by": "tool", **call}
         delay = round(chance.uniform(0.05, 1.2), 2)
+        if kind == "plain" and at in self.prepared:  # its hidden edits only the tool can know of
+            kind = "build"
+        self.prepared.discard(at)
         if kind in ("plain", "prepare"):
             return [{**build, "by": kind}]
         if kind == "interrupt":

@@ -219,17 +219,13 @@ def _old_style_script() -> History:
 def _hidden_inputs() -> History:
     """What a macro, an assembler and a script read unseen, different in new worktrees."""
     workspace = _together(
-        Member("asks", ("macros", "macro_dotenv", "macro_exists", "macro_config")),
-        Member("old", (), "declares_nothing"),
-        Member("beside", (), "declares_source"),
+        Member("asks", ("macros", "macro_dotenv")),
         Member("metal", ("incbin",)),
         Member("quiet", (), "build_only"),
         Member("head", (), "git_build_only"),
     )
     steps = (
         put(".env", "ignored 100\n"),
-        put("crates/asks/maybe.ignored", "here\n"),
-        put("crates/old/script.ignored", "here\n"),
         build(),
         worktree("w1"),
         build("w1"),
@@ -237,8 +233,6 @@ def _hidden_inputs() -> History:
         edit("asks.hidden", 102, "w2"),
         edit("metal.asm", 102, "w2"),
         edit("quiet.input", 102, "w2"),
-        edit("beside.input", 102, "w2"),
-        edit("config", 102, "w2"),
         put("crates/asks/assets/new.txt", "new\n", "w2"),
         build("w2"),
         *commit("t1", "w2"),
@@ -324,14 +318,22 @@ def _git_answers() -> History:
 
 
 def _beyond() -> History:
-    """Hidden reads outside the package and of variables: see ``BEYOND``."""
+    """The limits that are known: see ``BEYOND`` in ``workspaces``."""
     workspace = _together(
-        Member("asks", ("macro_outside", "macro_env")), Member("quiet", (), "reads_beyond")
+        Member("asks", ("macro_outside", "macro_env", "macro_config")),
+        Member("looks", ("macro_exists",)),
+        Member("quiet", (), "reads_beyond"),
+        Member("ignored", (), "reads_ignored"),
+        Member("beside", (), "declares_source"),
     )
     steps = (
+        put("crates/looks/maybe.ignored", "here\n"),
+        put("crates/ignored/script.ignored", "here\n"),
         build(),
         worktree("w1", by="git"),
         edit("shared", 102, "w1"),
+        edit("config", 102, "w1"),
+        edit("beside.input", 102, "w1"),
         variable("ORACLE_MACRO", "set"),
         variable("ORACLE_SCRIPT", "set"),
         build("w1"),

@@ -92,11 +92,24 @@ def test_same_commit_compiles_nothing(btrfs: Path) -> None:
     assert world.firsts[0].fresh > 0
 
 
-def test_reads_beyond_a_package_are_the_known_limit(btrfs: Path) -> None:
-    """What cannot be known is this and no more; the guide says so."""
+LIMITS = {
+    "asks.mac.outside",
+    "asks.mac.var",
+    "asks.mac.config",
+    "looks.mac.exists",
+    "quiet.script.shared",
+    "quiet.script.env",
+    "ignored.script.ignored",
+    "beside.script.input",
+}
+
+
+def test_known_limits_are_these(btrfs: Path) -> None:
+    """What docs/correctness.md says is not covered, and no more than that."""
     world = play(btrfs / "world", BEYOND, CargoCow())
     wrong = {found.key.split(" ")[-1] for found in world.findings if found.key.startswith("run ")}
-    assert wrong == {"asks.mac.outside", "asks.mac.var", "quiet.script.shared", "quiet.script.env"}
+    assert wrong <= LIMITS
+    assert wrong, "a limit that fell is told in docs/correctness.md"
 
 
 # --- the oracle itself -----------------------------------------------------------------------
