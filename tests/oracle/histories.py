@@ -206,7 +206,7 @@ class World:
                 path = Path(directory, file)
                 stat = path.lstat()
                 loose = file == "Cargo.lock" or any(path.is_relative_to(place) for place in old)
-                if file != ".git":
+                if file not in (".git", "written.rs"):  # the latter is a script's
                     mtime = 0 if loose else stat.st_mtime_ns
                     left[str(path)] = (stat.st_size, mtime, stat.st_ino)
         return left
@@ -599,11 +599,11 @@ class Author:
 
     def _call(self) -> Step:
         turn = self.chance.random()
-        members = [member.name for member in self.workspace.members if member.place == "crates"]
+        members = [member for member in self.workspace.members if member.place == "crates"]
         if turn < 0.15 and members:
-            return {"args": ["-p", self.chance.choice(members)]}
+            return {"args": ["-p", self.chance.choice(members).package_name]}
         if turn < 0.22 and members:
-            return {"inside": f"crates/{self.chance.choice(members)}"}
+            return {"inside": f"crates/{self.chance.choice(members).name}"}
         return dict(self.chance.choice(CALLS))
 
     def _edit(self, at: str) -> Step:
@@ -717,7 +717,8 @@ class Author:
         if kind == "interrupt":
             return [{"do": "interrupt", "at": at, "after": delay, **call}, build]
         if kind == "during" and (seen := self._plainly_seen()):
-            change = {**self._edit(at), "input": chance.choice(seen), "how": "write"}
+            where = chance.choice([at, at, *self.checkouts])
+            change = {**self._edit(where), "input": chance.choice(seen), "how": "write"}
             steps: list[Step] = [
                 {"do": "during", "at": at, "after": delay, "change": change, **call}
             ]

@@ -247,6 +247,27 @@ def _hidden_inputs() -> History:
     return History(workspace, steps)
 
 
+def _partly_built() -> History:
+    """The first builds in a worktree leave units out; their hidden inputs change meanwhile."""
+    workspace = _together(
+        Member("base", ("own_text",)),
+        Member("asks", ("macros",)),
+        Member("quiet", (), "build_only"),
+    )
+    steps = (
+        build(),
+        build("main", "--release"),
+        worktree("w1"),
+        build("w1", "-p", "base"),
+        edit("asks.hidden", 102, "w1"),
+        edit("quiet.input", 102, "w1"),
+        build("w1"),
+        edit("asks.hidden", 103, "w1"),
+        build("w1", "--release"),
+    )
+    return History(workspace, steps)
+
+
 def _hidden_then_nothing() -> History:
     """A hidden input is edited, a build in place does nothing: the record must not learn it."""
     workspace = _together(
@@ -368,6 +389,28 @@ def _declared_inputs() -> History:
         do("commit", "w1"),
         build("w1"),
         edit("missing.input", 102),
+        build(),
+    )
+    return History(workspace, steps)
+
+
+def _written_sources() -> History:
+    """Scripts that write into their package: what they wrote is not in a new worktree."""
+    workspace = _together(
+        Member("writes", (), "writes_source"),
+        Member("odd", (), "declares_odd"),
+        Member("empty", (), "declares_empty"),
+    )
+    steps = (
+        build(),
+        worktree("w1"),
+        build("w1"),
+        edit("writes.input", 102, "w1"),
+        edit("odd.input", 102, "w1"),
+        put("crates/odd/declared/new.txt", "new\n", "w1"),
+        build("w1"),
+        edit("empty.input", 102, "w1"),
+        build("w1"),
         build(),
     )
     return History(workspace, steps)
@@ -518,8 +561,10 @@ STORIES: dict[str, History] = {
     "renamed-module": _renamed_module(),
     "old-style-script": _old_style_script(),
     "hidden-inputs": _hidden_inputs(),
+    "partly-built": _partly_built(),
     "hidden-then-nothing": _hidden_then_nothing(),
     "declared-inputs": _declared_inputs(),
+    "written-sources": _written_sources(),
     "outside-workspace": _outside_workspace(),
     "own-directories": _own_directories(),
     "disturbed": _disturbed(),

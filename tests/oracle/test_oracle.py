@@ -92,6 +92,33 @@ def test_same_commit_compiles_nothing(btrfs: Path) -> None:
     assert world.firsts[0].fresh > 0
 
 
+def test_another_target_is_not_made_stale(btrfs: Path) -> None:
+    """Times put back for one target may not hide an edit from another one of the checkout.
+
+    The twin cannot tell: it sees the same sources with the same times.  So only a clean build
+    counts here.
+    """
+    place = btrfs / "world"
+    place.mkdir()
+    world = World(place, History(small(script="declares_nothing"), ()), CargoCow())
+    other = {"CARGO_TARGET_DIR": "other"}
+    newest = {"do": "write", "at": "main", "path": "crates/one/NOTES", "text": "", "how": "future"}
+    world.play([newest, build(), edit("one.value", 102)])
+    plain = observe.observe(
+        ["cargo", "build", "--message-format=json"],
+        world.checkouts["main"],
+        {**world.env, **other},
+    )
+    world.play([edit("one.value", 100), build()])
+    again = observe.observe(
+        ["cargo", "build", "--message-format=json"],
+        world.checkouts["main"],
+        {**world.env, **other},
+    )
+    program = f"run {world.checkouts['main']}/other/debug/app one.value"
+    assert (plain.seen[program], again.seen[program]) == ('"102"', '"100"')
+
+
 LIMITS = {
     "asks.mac.outside",
     "asks.mac.var",

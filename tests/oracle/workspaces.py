@@ -763,6 +763,34 @@ def _declares_out(b: Builder) -> str:
     )
 
 
+def _declares_odd(b: Builder) -> str:
+    """Paths that are not in their shortest form."""
+    b.file("declared/one.txt", f"declared {FIRST}\n", ("declared", "declared "))
+    b.directories.append(_join(b.here, "declared"))
+    return (
+        _bake(b, "input", _script_input(b))
+        + _generate(b, "listing", 'listing(&manifest.join("declared"))')
+        + 'println!("cargo::rerun-if-changed=./src/../input.txt");\n'
+        + 'println!("cargo::rerun-if-changed=declared/");\n'
+    )
+
+
+def _declares_empty(b: Builder) -> str:
+    return _bake(b, "input", _script_input(b)) + 'println!("cargo::rerun-if-changed=");\n'
+
+
+def _writes_source(b: Builder) -> str:
+    """Generates a module of the package itself, which git ignores."""
+    b.items.append("pub mod written;")
+    b.see("written", "written::TEXT")
+    return (
+        f'let made = format!("pub const TEXT: &str = {{:?}};", {_script_input(b)});\n'
+        'let place = manifest.join("src/written.rs");\n'
+        "if text(&place) != made { fs::write(place, made).unwrap(); }\n"
+        'println!("cargo::rerun-if-changed=input.txt");\n'
+    )
+
+
 def _uses_helper(b: Builder) -> str:
     """Build dependencies on the used members: their values come through the script."""
     text = 'println!("cargo::rerun-if-changed=build.rs");\n'
@@ -823,6 +851,9 @@ SCRIPTS: dict[str, Callable[[Builder], str]] = {
     "declares_package": _declares_package,
     "declares_source": _declares_source,
     "declares_out": _declares_out,
+    "declares_odd": _declares_odd,
+    "declares_empty": _declares_empty,
+    "writes_source": _writes_source,
     "uses_helper": _uses_helper,
     "bakes_profile": _bakes_profile,
     "warning": _warning,
@@ -1116,6 +1147,8 @@ def render(workspace: Workspace) -> Rendered:
                 PARTS[part](b)
             if member.script is not None:
                 body = SCRIPTS[member.script](b)
+                if member.name in OLD_SYNTAX:
+                    body = body.replace("cargo::metadata=", "cargo:").replace("cargo::", "cargo:")
                 b.see("script.step", 'env!("BAKED_STEP")')
                 indented = "".join(f"    {line}\n" for line in body.splitlines())
                 b.file(
@@ -1153,7 +1186,7 @@ ORACLE_CONFIG_PLAIN = "c{FIRST}"
     files[_join(root, ".cargo/config.toml")] = config
     inputs["config"] = Input(_join(root, ".cargo/config.toml"), 'PLAIN = "c')
     ignored = "".join(f"/{_join(root, directory)}\n" for directory in workspace.targets())
-    files[".gitignore"] = f"{ignored}.env\n*.ignored\n/.worktrees/\nother/\n"
+    files[".gitignore"] = f"{ignored}.env\n*.ignored\nwritten.rs\n/.worktrees/\nother/\n"
     return Rendered(files, inputs, tuple(dict.fromkeys(directories)), tuple(moves))
 
 
@@ -1205,6 +1238,7 @@ def grand() -> Workspace:
     return Workspace(members)
 
 
+OLD_SYNTAX = ("beta", "delta")  # their scripts say ``cargo:`` with one colon
 NAMES = ("alpha", "beta", "gamma", "delta", "omega")
 
 
@@ -1224,7 +1258,8 @@ def generate(chance: random.Random) -> Workspace:
             uses = tuple(
                 used for used in uses if any(m.name == used and m.place == "side" for m in members)
             )
-        members.append(Member(name, tuple(parts), script, uses, place))
+        package = f"{name}-kit" if chance.random() < 0.15 else None
+        members.append(Member(name, tuple(parts), script, uses, place, package))
     if nested and chance.random() < 0.3:
         members.append(Member("twice", ("own_text",), None, (), "crates"))
         members.append(Member("again", ("own_text",), None, (), "side", package="twice"))
