@@ -556,3 +556,60 @@ def test_a_declared_directory_is_followed_through_links(quick: Path, tmp_path: P
     git(quick, "commit", "-qam", "farther")
     git(quick, "worktree", "add", "-q", str(there))
     assert cow(there, tmp_path, "build", *ALL, "-v").scripts == 1
+
+
+def test_a_unit_of_a_clone_that_another_build_left_alone(quick: Path, tmp_path: Path) -> None:
+    """Until Cargo compiles it here, a clean build would see its hidden inputs."""
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    assert cow(there, tmp_path, "build", "-p", "util").status == 0
+    assert cow(there, tmp_path, "build", "-p", "util").status == 0
+    write(there, {"reader/secret.txt": "secret 7\n"})
+    assert cow(there, tmp_path, "build", *ALL).status == 0
+    assert "secret 7" in _output(there)
+
+
+def test_a_script_that_writes_into_its_package(btrfs: Path, tmp_path: Path) -> None:
+    root = repository(
+        btrfs / "main",
+        {
+            ".gitignore": "/target\nwritten.rs\n",
+            "Cargo.toml": '[package]\nname = "app"\nversion = "0.1.0"\nedition = "2021"\n',
+            "build.rs": """
+fn main() {
+    println!("cargo:rerun-if-changed=input.txt");
+    let text = std::fs::read_to_string("input.txt").unwrap();
+    std::fs::write("src/written.rs", format!("pub const T: &str = {:?};", text.trim())).unwrap();
+}
+""",
+            "input.txt": "one\n",
+            "src/main.rs": 'mod written;\nfn main() { println!("{}", written::T); }\n',
+        },
+    )
+    assert cargo(root, tmp_path, "build").status == 0
+    settle()
+    there = root.parent / "there"
+    git(root, "worktree", "add", "-q", str(there))
+    built = cow(there, tmp_path, "build", "-v")
+    assert built.status == 0, built.output
+    assert built.scripts == 1
+    assert _output(there) == "one\n"
+
+
+def test_times_are_put_back_only_where_cargo_hashes_them(quick: Path, tmp_path: Path) -> None:
+    """Another target of the checkout may have been built from the newer content."""
+    write(quick, {"old/NOTES": "later\n"})
+    future = time.time_ns() + 10**15
+    os.utime(quick / "old/NOTES", ns=(future, future))
+    assert cow(quick, tmp_path, "build", *ALL).status == 0
+    settle()
+    write(quick, {"old/data.txt": "old 2\n", "old/src/lib.rs": FILES["old/src/lib.rs"] + "// 2\n"})
+    other = {"CARGO_TARGET_DIR": str(quick.parent / "other")}
+    assert cargo(quick, tmp_path, "build", "-p", "old", **other).status == 0
+    settle()
+    for name in ("data.txt", "src/lib.rs"):
+        write(quick, {f"old/{name}": FILES[f"old/{name}"]})
+    before = (quick / "old/src/lib.rs").stat().st_mtime_ns
+    assert cow(quick, tmp_path, "build", *ALL).status == 0
+    assert (quick / "old/src/lib.rs").stat().st_mtime_ns == before
+    assert "old" in cargo(quick, tmp_path, "build", "-p", "old", **other).rustc

@@ -88,7 +88,6 @@ def _capture(ready: _Ready) -> None:
 
     try:
         prepare.capture(ready.workspace)
-        prepare.settle(ready.place)
     except CowError as error:
         _warn(f"not recorded: {error}", "")
     else:

@@ -88,18 +88,15 @@ def _in_place(target: Target, place: Place, dry_run: bool, say: Callable[[str], 
     t0 = _t0(Path(place.build_dir))
     contents = Contents(f"{place.build_dir}/{_MEMO}")
     packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
-    pending = is_pending(place)
     started = time.monotonic()
-    plan = proof.prove(target, place, contents, packages, cloned=False, pending=pending)
+    plan = proof.prove(target, place, contents, packages, cloned=False)
     seconds["prove"] = time.monotonic() - started
     applied = None
     if not dry_run and not plan.changes_nothing:
         started = time.monotonic()
         with build_lock(place.build_dir, waiting=lambda path: say(_waiting(path))):
             # Another build may have run while we waited: decide again, under the lock.
-            plan = proof.prove(
-                Target(place.build_dir), place, contents, packages, cloned=False, pending=pending
-            )
+            plan = proof.prove(Target(place.build_dir), place, contents, packages, cloned=False)
             applied = stamp.apply(plan, t0, contents)
         seconds["apply"] = time.monotonic() - started
     if not dry_run:
@@ -328,38 +325,10 @@ def _note_prepared(target: Path, donor: Path, method: str, plan: Plan) -> None:
         "proven": plan.count("proven"),
         "kept": plan.count("kept"),
         "dropped": len(plan.drop),
-        "pending": True,
     }
     path = target / _PREPARED
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8", errors="surrogateescape")
-
-
-def is_pending(place: Place) -> bool:
-    """Whether the target is a clone in which nothing was built through us yet."""
-    return bool(_prepared(place).get("pending", False))
-
-
-def settle(place: Place) -> None:
-    """Note that a build has been in a clone: from now on it is judged as any target in place."""
-    value = _prepared(place)
-    if value.get("pending", False):
-        path = Path(place.build_dir, _PREPARED)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with translated("recording", path):
-            temporary.write_text(
-                json.dumps({**value, "pending": False}), "utf-8", "surrogateescape"
-            )
-            temporary.replace(path)
-
-
-def _prepared(place: Place) -> dict[str, object]:
-    try:
-        with open(f"{place.build_dir}/{_PREPARED}", "rb") as file:
-            value = json.loads(file.read())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _waiting(path: str) -> str:

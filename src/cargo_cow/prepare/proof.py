@@ -11,12 +11,14 @@ means anything: what is not proven is dropped explicitly, whatever Cargo would t
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+from cargo_cow import git
 from cargo_cow.cargo import depinfo
 from cargo_cow.cargo.script import relocate_out_dirs, relocate_rerun_lines
 from cargo_cow.cargo.target import Target, Unit, mtime
-from cargo_cow.errors import UnknownFormat
+from cargo_cow.errors import GitFailed, UnknownFormat
 from cargo_cow.prepare import record
 from cargo_cow.prepare.capture import mentions, newest_below
 from cargo_cow.prepare.contents import MISSING, Contents
@@ -46,6 +48,7 @@ _TEXTS = {
     "declared-missing": "its script declares {}, which does not exist: Cargo always reruns it",
     "environment": "it was compiled with {}, which differs here",
     "out-dir": "its outputs hold OUT_DIR of the place it was compiled at",
+    "written": "its script writes {}, which is not what it was",
     "script-path": "the script's output or generated files hold a path of the place it ran at",
     "git": "its script asks git, which told of {}",
     "macro-path": "it expands {}, and its outputs hold a path of the place it was compiled at",
@@ -61,7 +64,7 @@ _HARD = frozenset({"content", "environment", "out-dir", "script-path", "macro-pa
 
 
 # What Cargo never sees in place; a first build elsewhere would.
-_BLIND = frozenset({"package", "hidden", "git"})
+_BLIND = frozenset({"package", "hidden", "git", "written"})
 
 
 class Verdict(NamedTuple):
@@ -129,7 +132,6 @@ class _Proof:
         contents: Contents,
         packages: Packages,
         cloned: bool,
-        pending: bool,
         records: dict[str, Record],
     ) -> None:
         self.target = target
@@ -137,7 +139,6 @@ class _Proof:
         self.contents = contents
         self.packages = packages
         self.cloned = cloned
-        self.pending = pending
         self.units = {unit.key: unit for unit in target.units}
         self.records: dict[str, Record] = {}
         for unit in target.units:
@@ -184,10 +185,12 @@ class _Proof:
         )
 
     def judged_by_cargo(self, made: Record) -> bool:
-        """Whether a build of the unit here has been: what it did not see Cargo may overlook."""
-        if self.cloned or not self.is_settled(made):
-            return False
-        return not (self.pending and made.settled_checkout is not None)
+        """Whether Cargo compiled the unit here: what that did not see Cargo may overlook.
+
+        A unit that came with a clone was never compiled here: plain Cargo's first compile would
+        see everything, however many builds of other units there were.
+        """
+        return not self.cloned and made.settled_checkout is None and self.is_settled(made)
 
     def moved(self, made: Record) -> bool:
         """Whether the unit was compiled elsewhere."""
@@ -285,6 +288,8 @@ class _Proof:
                 return Reason("dependency", key)
         for wanted in made.inputs:
             path = self.here(made, wanted.base, wanted.path)
+            if wanted.base == ABSOLUTE and self.moved(made) and _in_git_directory(path):
+                return Reason("git", f"{path}, which is of another checkout")
             digest = self.contents.file(path)
             if wanted.digest == MISSING:
                 return Reason("declared-missing", path)
@@ -410,9 +415,41 @@ class _Proof:
     def is_local(self, made: Record) -> bool:
         return bool(made.inputs) or made.timed is not None
 
+    def rerun_writers(self) -> None:
+        """Scripts that write into their package run again where what they wrote is not as it was.
+
+        Such a file is no declared input, and git ignores it, so that a new checkout has none: the
+        script's run alone can make it.
+        """
+        for key in list(self.order):
+            verdict, made = self.verdicts[key], self.records.get(key)
+            reason = verdict.reason
+            if made is None or reason is None or reason.code not in ("missing", "content"):
+                continue
+            scripts = [
+                dependency
+                for dependency, _ in made.dependencies
+                if dependency in self.units
+                and self.units[dependency].is_script_run
+                and self.units[dependency].package == self.units[key].package
+            ]
+            if scripts and self.is_ignored(reason.subject):
+                for script in scripts:
+                    self.verdicts[script] = Verdict(
+                        script, "unproven", Reason("written", reason.subject)
+                    )
+
+    def is_ignored(self, path: str) -> bool:
+        try:
+            answer = git.call(["check-ignore", "-q", "--", path], Path(self.place.checkout))
+        except GitFailed:
+            return True  # no git: nothing says that somebody else keeps the file
+        return answer.status == 0
+
     def plan(self) -> Plan:
         for unit in self.target.units:
             self.verdict(unit)
+        self.rerun_writers()
         drop: list[Drop] = []
         stamp: list[str] = []
         rewrites: list[Rewrite] = []
@@ -506,7 +543,17 @@ class _Proof:
         times = [
             SourceTime(f"{root}/{timed.path}", timed.mtime, timed.digest) for timed in made.timed
         ]
+        # Cargo hashes the newest time alone.  Where that is right already, the others stay as they
+        # are: another target of this checkout may have seen another content under the newer time.
+        newest = max((entry.mtime for entry in times), default=0)
+        if max((mtime(entry.path) or 0 for entry in times), default=0) == newest:
+            return []
         return [entry for entry in times if mtime(entry.path) != entry.mtime]
+
+
+def _in_git_directory(path: str) -> bool:
+    """Whether a path outside the checkout lies in a git directory: a linked worktree HEAD."""
+    return "/.git/" in path or "/worktrees/" in path
 
 
 def prove(
@@ -516,17 +563,15 @@ def prove(
     packages: Packages,
     *,
     cloned: bool,
-    pending: bool = False,
     records: dict[str, Record] | None = None,
 ) -> Plan:
     """Compare every unit of ``target`` with the checkout at ``place``.
 
-    ``cloned``: the target comes from elsewhere.  ``pending``: it is such a clone, published, in
-    which nothing was built yet: Cargo's first build here would be a clean one and see everything.
+    ``cloned``: the target comes from elsewhere.
     ``records`` are taken for units that have none on disk, by unit key (a donor that is read-only
     cannot keep them itself).  Reads files only.
     """
-    return _Proof(target, place, contents, packages, cloned, pending, records or {}).plan()
+    return _Proof(target, place, contents, packages, cloned, records or {}).plan()
 
 
 def _join(root: str, relative: str) -> str:

@@ -18,6 +18,8 @@ from cargo_cow.cargo.target import Target, unit_times
 from cargo_cow.filesystems import GRANULE_NS, clock
 from cargo_cow.prepare import record
 from cargo_cow.prepare.capture import walk_below
+from cargo_cow.prepare.contents import Contents
+from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place, below
 from cargo_cow.prepare.record import CHECKOUT, PACKAGE
 
@@ -38,6 +40,9 @@ def holds(place: Place) -> bool:
         inputs: dict[str, _Stat] = note["inputs"]
         if any(_stat(path) != known for path, known in inputs.items()):
             return False
+        directories: dict[str, _Stat] = note["directories"]
+        if any(_stat(path, below=False) != known for path, known in directories.items()):
+            return False
         return bool(note["units"] == unit_times(place.build_dir))
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -49,7 +54,9 @@ def note(place: Place) -> None:
     Inputs changed within the clock's granule could change again unseen: then there is no note.
     """
     target = Target(place.build_dir)
+    packages = Packages(place.checkout, place.workspace, place.build_dir, Contents())
     inputs: dict[str, _Stat] = {}
+    directories: dict[str, _Stat] = {}
     for unit in target.units:
         made = record.load(unit)
         if made is None:
@@ -65,14 +72,27 @@ def note(place: Place) -> None:
         for timed in made.timed or ():
             path = f"{root}/{timed.path}"
             inputs.setdefault(path, _stat(path))
+        if made.settled_checkout is not None and (made.macros or made.timed is not None):
+            # Held to all files of its package until Cargo compiles it here.
+            for name in packages.digests(root, made.macros):
+                _, macro, beyond = name.partition(":")
+                path = os.path.normpath(
+                    os.path.join(place.workspace, beyond) if macro else os.path.join(root, name)
+                )
+                inputs.setdefault(path, _stat(path))
+                directory = os.path.dirname(path)
+                while f"{directory}/".startswith(f"{root}/"):
+                    directories.setdefault(directory, _stat(directory, below=False))
+                    directory = os.path.dirname(directory)
     try:
         newest = clock(Path(place.build_dir)) - GRANULE_NS
-        if any(_newest(known) >= newest for known in inputs.values()):
+        if any(_newest(known) >= newest for known in (*inputs.values(), *directories.values())):
             return
         value = {
             "format": record.FORMAT,
             "place": _place(place),
             "inputs": inputs,
+            "directories": directories,
             "units": unit_times(place.build_dir),
         }
         path = f"{place.build_dir}/{NOTE}"
@@ -86,16 +106,16 @@ def note(place: Place) -> None:
 
 
 def _place(place: Place) -> list[str]:
-    return [place.checkout, place.workspace, place.build_dir]
+    return [place.checkout, place.workspace, place.build_dir, str(place.head), str(place.branch)]
 
 
-def _stat(path: str) -> _Stat:
+def _stat(path: str, *, below: bool = True) -> _Stat:
     try:
         status = os.stat(path)
     except OSError:
         return []
     found = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    for entry in walk_below(path) if stat.S_ISDIR(status.st_mode) else ():
+    for entry in walk_below(path) if below and stat.S_ISDIR(status.st_mode) else ():
         for follow in (False, True):
             with contextlib.suppress(OSError):
                 status = os.stat(entry, follow_symlinks=follow)
