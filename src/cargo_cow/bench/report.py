@@ -95,7 +95,8 @@ def _worktree_figures(report: Report) -> Iterator[Figure]:
             "runs",
             ", ".join(units),
         )
-        if still is not None:
+        # Under plain Cargo the first build holds the preparing as well: shown, not promised.
+        if still is not None and tool == COW:
             yield Figure(
                 f"new worktree, {tool}: first build",
                 cell.seconds,
