@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,15 @@ def test_members_of_a_workspace_lose_their_origin_in_the_lock_file() -> None:
         '\nname = "globset"\nversion = "0.4.14"\ndependencies = [\n "log",\n]\n'
     )
     assert projects._local(part, {("globset", "0.4.15")}) == part
+
+
+def test_benchmarks_of_members_are_left_out(tmp_path: Path) -> None:
+    manifest = tmp_path / "Cargo.toml"
+    manifest.write_text(
+        '[package]\nname = "globset"\n\n[[bench]]\nname = "bench"\n\n[dependencies]\nlog = "0.4"\n'
+    )
+    projects._without_benches(manifest)
+    assert tomllib.loads(manifest.read_text()) == {
+        "package": {"name": "globset", "autobenches": False},
+        "dependencies": {"log": "0.4"},
+    }

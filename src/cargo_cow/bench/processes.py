@@ -24,6 +24,7 @@ _KEPT = ("CARGO_HOME", "CARGO_INSTALL_ROOT")
 _KEPT_PREFIXES = ("CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "GIT_SSL_")
 
 _TAIL_LINES = 25
+_TAIL_WIDTH = 400  # a call of rustc is longer than anything one wants to read
 
 
 class StepFailed(CowError):
@@ -98,7 +99,8 @@ def run(
     seconds = time.perf_counter() - started
     if check and child.returncode != 0:
         words = " ".join(os.fspath(argument) for argument in args)
-        tail = "\n".join((stdout + stderr).splitlines()[-_TAIL_LINES:])
+        lines = [line for line in (stdout + stderr).splitlines() if "Running `" not in line]
+        tail = "\n".join(line[:_TAIL_WIDTH] for line in lines[-_TAIL_LINES:])
         raise StepFailed(f"`{words}` ended with status {child.returncode} in {cwd}\n{tail}")
     return Result(child.returncode, stdout, stderr, seconds)
 

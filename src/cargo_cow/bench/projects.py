@@ -183,6 +183,7 @@ def join_members(repository: Path, env: Mapping[str, str], say: Callable[[str], 
         member = repository / "crates" / package["name"]
         copy_sources(Path(package["manifest_path"]).parent, member)
         (member / "Cargo.lock").unlink(missing_ok=True)
+        _without_benches(member / "Cargo.toml")
     text = manifest.read_text()
     if "workspace" in tomllib.loads(text):
         raise processes.StepFailed(f"{manifest} has a [workspace] already")
@@ -198,6 +199,16 @@ def join_members(repository: Path, env: Mapping[str, str], say: Callable[[str], 
     parts = lock.read_text().split("[[package]]")
     lock.write_text("[[package]]".join(_local(part, locked) for part in parts))
     processes.run(["cargo", "fetch", "--quiet"], cwd=repository, env=env)
+
+
+def _without_benches(manifest: Path) -> None:
+    """Benchmarks of the libraries want an unstable compiler (``#![feature(test)]``)."""
+    import tomlkit
+
+    document = tomlkit.parse(manifest.read_text())
+    document.pop("bench", None)
+    document["package"]["autobenches"] = False
+    manifest.write_text(tomlkit.dumps(document))
 
 
 def _local(part: str, locked: set[tuple[str, str]]) -> str:
