@@ -4,7 +4,7 @@ A macro that reads files or variables behind rustc's back (``include_dir!``, ``s
 askama, rust-embed, dotenv) makes a unit depend on more than its dep-info says. A unit that can
 reach a macro which is not listed here is proven only where all files of its package agree.
 
-The list holds packages of crates.io whose macro code reads neither files nor environment
+The list holds published packages whose macro code reads neither files nor environment
 variables (``CARGO_*`` metadata that Cargo's own hash covers excepted). Leaving a macro out costs
 rebuilds; listing an impure one would make builds stale: when in doubt it stays out.
 """

@@ -15,7 +15,7 @@ _AR_MAGIC = b"!<arch>\n"
 _ELF_MAGIC = b"\x7fELF"
 _BITCODE_MAGIC = (b"BC\xc0\xde", b"\xde\xc0\x17\x0b")
 
-# Characters that may continue a file name: `/work/p` must not be found in `/work/p-old`.
+# Characters that may continue a file name: `/w/p` must not be found in `/w/p-old`.
 _NAME = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+~@%")
 
 

@@ -122,19 +122,19 @@ mod tests {
 
     #[test]
     fn paths_are_moved_by_component() {
-        let places = places(&[("/work/p", "/id"), ("/work/p/out", "/cache/out")]).unwrap();
+        let places = places(&[("/w/p", "/id"), ("/w/p/out", "/cache/out")]).unwrap();
         let moved = [
-            ("/work/p", "/id"),
-            ("/work/p/", "/id"),
-            ("/work/p/src/a.rs", "/id/src/a.rs"),
-            ("/work//p/./src", "/id/src"),
-            ("/work/p/out/debug", "/cache/out/debug"),
-            ("/work/p/outer", "/id/outer"),
+            ("/w/p", "/id"),
+            ("/w/p/", "/id"),
+            ("/w/p/src/a.rs", "/id/src/a.rs"),
+            ("/w//p/./src", "/id/src"),
+            ("/w/p/out/debug", "/cache/out/debug"),
+            ("/w/p/outer", "/id/outer"),
         ];
         for (path, expected) in moved {
             assert_eq!(seen(&places, path).as_deref(), Some(expected), "{path}");
         }
-        for path in ["/work/p-old", "/work", "/x/work/p", "p", "", "/work/p/../q"] {
+        for path in ["/w/p-old", "/work", "/x/w/p", "p", "", "/w/p/../q"] {
             assert_eq!(seen(&places, path), None, "{path}");
         }
     }
@@ -142,13 +142,13 @@ mod tests {
     #[test]
     fn places_that_lie_in_each_other_are_refused() {
         for (real, seen) in [
-            ("/work/p/.worktrees/x", "/work/p"),
-            ("/work/p", "/work/p/id"),
-            ("/work/p", "/work/p"),
+            ("/w/p/.worktrees/x", "/w/p"),
+            ("/w/p", "/w/p/id"),
+            ("/w/p", "/w/p"),
         ] {
             assert!(places(&[(real, seen)]).is_err(), "{real} {seen}");
         }
-        assert!(places(&[("/work/p-old", "/work/p")]).is_ok());
+        assert!(places(&[("/w/p-old", "/w/p")]).is_ok());
         // A build directory that keeps its place needs no bind.
         let same = places(&[("/a", "/b"), ("/cache", "/cache")]).unwrap();
         assert_eq!(same.all().len(), 1);

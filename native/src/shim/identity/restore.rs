@@ -328,7 +328,7 @@ mod tests {
     }
 
     fn simple() -> Back {
-        back(&[("/work/p", "/wt/b")])
+        back(&[("/w/p", "/wt/b")])
     }
 
     fn text(input: &str) -> String {
@@ -339,27 +339,27 @@ mod tests {
     #[test]
     fn text_is_mapped_by_component() {
         for (input, expected) in [
-            ("/work/p", "/wt/b"),
-            (" --> /work/p/src/a.rs:1:2", " --> /wt/b/src/a.rs:1:2"),
-            ("`/work/p`, (/work/p/x)", "`/wt/b`, (/wt/b/x)"),
-            ("in /work/p.", "in /wt/b."),
-            ("a=/work/p:/work/p/c", "a=/wt/b:/wt/b/c"),
-            ("file:///work/p/x", "file:///wt/b/x"),
-            ("\x1b[0m/work/p/x\x1b[0m", "\x1b[0m/wt/b/x\x1b[0m"),
-            ("\x1b[1;34m/work/p", "\x1b[1;34m/wt/b"),
+            ("/w/p", "/wt/b"),
+            (" --> /w/p/src/a.rs:1:2", " --> /wt/b/src/a.rs:1:2"),
+            ("`/w/p`, (/w/p/x)", "`/wt/b`, (/wt/b/x)"),
+            ("in /w/p.", "in /wt/b."),
+            ("a=/w/p:/w/p/c", "a=/wt/b:/wt/b/c"),
+            ("file:///w/p/x", "file:///wt/b/x"),
+            ("\x1b[0m/w/p/x\x1b[0m", "\x1b[0m/wt/b/x\x1b[0m"),
+            ("\x1b[1;34m/w/p", "\x1b[1;34m/wt/b"),
         ] {
             assert_eq!(text(input), expected);
         }
         for input in [
-            "/work/p-old/x",
-            "/work/p.old",
-            "/work/p2",
-            "/work/på",
-            "/mnt/work/p/x",
-            "//work/p",
-            "m/work/p",
+            "/w/p-old/x",
+            "/w/p.old",
+            "/w/p2",
+            "/w/på",
+            "/mnt/w/p/x",
+            "//w/p",
+            "m/w/p",
             "work/p",
-            "[0m/work/p",
+            "[0m/w/p",
         ] {
             assert_eq!(text(input), input);
         }
@@ -376,15 +376,15 @@ mod tests {
     fn options_name_paths_in_their_own_ways() {
         let back = simple();
         for text in [
-            "/work/p",
-            "-L/work/p/x",
-            "-Wl,-rpath,/work/p",
-            "a=-I/work/p",
-            "x:/work/p/y",
+            "/w/p",
+            "-L/w/p/x",
+            "-Wl,-rpath,/w/p",
+            "a=-I/w/p",
+            "x:/w/p/y",
         ] {
             assert!(back.is_named_in(text.as_bytes()), "{text}");
         }
-        for text in ["/mnt/work/p", "/work/p-old", "/x-L/work/p", "work/p"] {
+        for text in ["/mnt/w/p", "/w/p-old", "/x-L/w/p", "work/p"] {
             assert!(!back.is_named_in(text.as_bytes()), "{text}");
         }
     }
@@ -398,23 +398,20 @@ mod tests {
                 r#"{{"$message_type":"artifact","artifact":"{root}/target/debug/deps/liba.rmeta","emit":"metadata"}}"#
             ) + "\n"
         };
-        assert_eq!(map(&artifact("/work/p")), artifact("/wt/b"));
-        assert_eq!(map(&artifact("/work/p-old")), artifact("/work/p-old"));
+        assert_eq!(map(&artifact("/w/p")), artifact("/wt/b"));
+        assert_eq!(map(&artifact("/w/p-old")), artifact("/w/p-old"));
         let diagnostic = |root: &str| {
             let rendered = format!(
-                "error: x\\n  --> {root}/src/a.rs:1:2\\n   |\\n12 | let a = \\\"/work/p/x\\\";\\n   |\\n"
+                "error: x\\n  --> {root}/src/a.rs:1:2\\n   |\\n12 | let a = \\\"/w/p/x\\\";\\n   |\\n"
             );
             format!(
-                r#"{{"rendered":"{rendered}", "message":"see `{root}/y`","children":[{{"message":"{root}","code":null}}],"spans":[{{"file_name":"{root}/src/a.rs","label":"at {root}","text":[{{"text":"\"/work/p/x\""}}],"suggested_replacement":"/work/p/z","expansion":{{"span":{{"file_name":"{root}/src/m.rs"}}}}}}],"z":1.50}}"#
+                r#"{{"rendered":"{rendered}", "message":"see `{root}/y`","children":[{{"message":"{root}","code":null}}],"spans":[{{"file_name":"{root}/src/a.rs","label":"at {root}","text":[{{"text":"\"/w/p/x\""}}],"suggested_replacement":"/w/p/z","expansion":{{"span":{{"file_name":"{root}/src/m.rs"}}}}}}],"z":1.50}}"#
             )
         };
-        assert_eq!(map(&diagnostic("/work/p")), diagnostic("/wt/b"));
+        assert_eq!(map(&diagnostic("/w/p")), diagnostic("/wt/b"));
         // Broken lines are not ours to judge.
-        assert_eq!(
-            map(r#"{"artifact":"/work/p/x"#),
-            r#"{"artifact":"/work/p/x"#
-        );
-        assert_eq!(map("note: /work/p/x\n"), "note: /wt/b/x\n");
+        assert_eq!(map(r#"{"artifact":"/w/p/x"#), r#"{"artifact":"/w/p/x"#);
+        assert_eq!(map("note: /w/p/x\n"), "note: /wt/b/x\n");
     }
 
     #[test]
@@ -451,17 +448,17 @@ mod tests {
 
     #[test]
     fn dep_info_keeps_its_escapes_and_variables() {
-        let back = back(&[("/work/my p", "/wt/b c")]);
+        let back = back(&[("/w/my p", "/wt/b c")]);
         let of = |root: &str| {
             format!(
-                "{root}/target/a-1.d: src/lib.rs {root}/src/my\\ own.rs /work/my\\ p-old/x\n\n\
+                "{root}/target/a-1.d: src/lib.rs {root}/src/my\\ own.rs /w/my\\ p-old/x\n\n\
                  {root}/target/liba-1.rmeta: src/lib.rs\n\nsrc/lib.rs:\n{root}/src/my\\ own.rs:\n\n\
-                 # env-dep:ROOT=/work/my p/x\n"
+                 # env-dep:ROOT=/w/my p/x\n"
             )
         };
-        assert_eq!(back.dep_info(&of("/work/my\\ p")).unwrap(), of("/wt/b\\ c"));
+        assert_eq!(back.dep_info(&of("/w/my\\ p")).unwrap(), of("/wt/b\\ c"));
         assert_eq!(back.dep_info("a.d: src/lib.rs\n"), None);
-        let sum = "# checksum:blake3=00 file_len:3 /work/my p/src/x.rs\n";
+        let sum = "# checksum:blake3=00 file_len:3 /w/my p/src/x.rs\n";
         let expected = "# checksum:blake3=00 file_len:3 /wt/b c/src/x.rs\n";
         assert_eq!(back.dep_info(sum).unwrap(), expected);
     }
