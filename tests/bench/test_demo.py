@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import pytest
 
-from cargo_cow.bench import demo, processes, report, run, workloads
+from cargo_cow.bench import demo, processes, projects, report, run, workloads
 from cargo_cow.bench.tools import COW, PLAIN, REFLINK, SHIM, TOUCHED
 from cargo_cow.cli import bench as command
 
@@ -124,6 +124,7 @@ def test_the_command_line_knows_what_there_is() -> None:
     """Names are written out there, so that --help need not load the workloads."""
     assert tuple(workload.name for workload in workloads.WORKLOADS) == command._WORKLOADS
     assert command._TOOLS == (PLAIN, COW, SHIM, REFLINK, TOUCHED)
+    assert command._PROJECTS == projects.NAMES
 
 
 def test_a_stale_program_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

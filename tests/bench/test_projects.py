@@ -217,3 +217,12 @@ def test_benchmarks_of_members_are_left_out(tmp_path: Path) -> None:
         "package": {"name": "globset", "autobenches": False},
         "dependencies": {"log": "0.4"},
     }
+
+
+def test_the_synthetic_workspace_is_as_large_as_it_says(tmp_path: Path) -> None:
+    project = projects.synthetic(tmp_path / "project")
+    files = _git(project.repository, "ls-files").split()
+    assert len([name for name in files if name.endswith(".rs")]) == 2100
+    assert len([name for name in files if name.endswith("build.rs")]) == 150
+    assert _git(project.repository, "diff", "--name-only", "one", "two") == "p149/src/m0.rs"
+    assert _git(project.repository, "status", "--porcelain") == ""

@@ -63,6 +63,13 @@ KNOWN: Mapping[str, Published] = {
 }
 
 
+SYNTHETIC = "synthetic"
+_SYNTHETIC_PACKAGES = 150
+_SYNTHETIC_MODULES = 12
+
+NAMES = (*KNOWN, SYNTHETIC)
+
+
 class Project(NamedTuple):
     """A git repository in scratch, from which every tool gets clones of its own."""
 
@@ -85,9 +92,11 @@ def obtain(
     if path is not None:
         return own(path, scratch / "project", other=other, say=say)
     name = name or "ripgrep"
+    if name == SYNTHETIC:
+        return synthetic(scratch / "project")
     if name not in KNOWN:
         raise UnknownProject(
-            f"no project {name}", hint=f"known: {', '.join(KNOWN)}; or give a path"
+            f"no project {name}", hint=f"known: {', '.join(NAMES)}; or give a path"
         )
     return published(name, KNOWN[name], scratch, say=say)
 
@@ -223,6 +232,49 @@ def _metadata(cwd: Path, env: Mapping[str, str]) -> dict[str, Any]:
     result = processes.run(["cargo", "metadata", "--format-version", "1"], cwd=cwd, env=env)
     metadata: dict[str, Any] = json.loads(result.stdout)
     return metadata
+
+
+def synthetic(repository: Path) -> Project:
+    """A workspace in which everything is local: the most that a proof can have to do.
+
+    150 packages of four units each (build script, its run, library, test: 600 in all), with 14
+    files each (2,100).  Each depends on the one at half its number; the other commit changes one
+    that nobody depends on.  Needs no registry.
+    """
+    repository.mkdir()
+    git(["init", "-q", "-b", "main"], repository)
+    (repository / ".gitignore").write_text("/target\n")
+    (repository / "Cargo.toml").write_text('[workspace]\nresolver = "2"\nmembers = ["p*"]\n')
+    for number in range(_SYNTHETIC_PACKAGES):
+        root = repository / f"p{number}"
+        (root / "src").mkdir(parents=True)
+        below = f'p{number // 2} = {{ path = "../p{number // 2}" }}\n' if number else ""
+        (root / "Cargo.toml").write_text(
+            f'[package]\nname = "p{number}"\nversion = "0.1.0"\nedition = "2021"\n\n'
+            f"[dependencies]\n{below}"
+        )
+        (root / "build.rs").write_text(
+            'fn main() {\n    println!("cargo::rerun-if-changed=build.rs");\n}\n'
+        )
+        modules = [f"m{module}" for module in range(_SYNTHETIC_MODULES)]
+        for module in modules:
+            (root / "src" / f"{module}.rs").write_text("pub fn number() -> u32 {\n    1\n}\n")
+        total = " + ".join(f"{module}::number()" for module in modules)
+        more = f" + p{number // 2}::number()" if number else ""
+        (root / "src" / "lib.rs").write_text(
+            "".join(f"pub mod {module};\n" for module in modules)
+            + f"\npub fn number() -> u32 {{\n    {total}{more}\n}}\n"
+        )
+    env = processes.environment({"CARGO_NET_OFFLINE": "true"})
+    processes.run(["cargo", "generate-lockfile", "--quiet"], cwd=repository, env=env)
+    commit(repository, "all ones", 0)
+    git(["tag", "one"], repository)
+    last = repository / f"p{_SYNTHETIC_PACKAGES - 1}" / "src" / "m0.rs"
+    last.write_text("pub fn number() -> u32 {\n    2\n}\n")
+    commit(repository, "a two", 1)
+    git(["tag", "two"], repository)
+    git(["checkout", "-q", "--detach", "one"], repository)
+    return Project(SYNTHETIC, repository, Path(), ("one", "two"), ("all ones", "a two"))
 
 
 def own(

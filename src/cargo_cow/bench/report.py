@@ -130,6 +130,14 @@ def _switch_figures(report: Report) -> Iterator[Figure]:
             "calls",
             "limit: what plain Cargo compiles after the same switch in place",
         )
+        _, units = ran(cell)
+        yield Figure(
+            f"other commit, {tool}: build scripts",
+            max(cell.counts("scripts"), default=0),
+            min(in_place.counts("scripts"), default=0),
+            "runs",
+            ", ".join(units) if len(units) <= 8 else f"{len(units)} of them",
+        )
 
 
 def _small_figures(report: Report) -> Iterator[Figure]:

@@ -24,7 +24,7 @@ def run(
 ) -> report.Report:
     """``project`` is a known name or, if it has a slash or is a directory, a path."""
     path = None
-    if project not in projects.KNOWN and (Path(project).is_dir() or "/" in project):
+    if project not in projects.NAMES and (Path(project).is_dir() or "/" in project):
         path = Path(project)
     with scratch.scratch(directory, filesystem=filesystem, say=say) as place:
         say(place.note)

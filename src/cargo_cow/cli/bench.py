@@ -20,6 +20,7 @@ _WORKLOADS = (
     "clone",
     "passed-call",
 )
+_PROJECTS = ("ripgrep", "ripgrep-workspace", "fd", "bat", "just", "hyperfine", "synthetic")
 _TOOLS = ("plain", "cow", "shim", "reflink", "reflink-touched")
 
 
@@ -42,7 +43,7 @@ def _listed(known: tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
     default="ripgrep",
     show_default=True,
     metavar="PATH|NAME",
-    help="A directory, or one of ripgrep, ripgrep-workspace, fd, bat, just, hyperfine.",
+    help=f"A directory, or one of {', '.join(_PROJECTS)}.",
 )
 @click.option("--other", metavar="REVISION", help="With a path: the other commit [HEAD~1].")
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
