@@ -268,6 +268,33 @@ def _partly_built() -> History:
     return History(workspace, steps)
 
 
+def _touched_below() -> History:
+    """Below a unit something is newer and yet the same: Cargo rebuilds both, and sees more."""
+    workspace = _together(
+        Member("base", ("own_text",)),
+        Member("asks", ("macros",), None, ("base",)),
+        Member("metal", (), "links"),
+        Member("head", (), "git_head", ("metal",)),
+        Member("quiet", (), "build_only", ("metal",)),
+    )
+    steps = (
+        build(),
+        edit("asks.hidden", 102),
+        do("touch", path="crates/base/src/values.rs"),
+        build(),
+        edit("asks.hidden", 103),
+        edit("base.note", 104),
+        do("undo"),
+        edit("asks.hidden", 103),
+        build(),
+        *commit("t1"),
+        edit("quiet.input", 105),
+        do("touch", path="crates/metal/build.rs"),
+        build(),
+    )
+    return History(workspace, steps)
+
+
 def _hidden_then_nothing() -> History:
     """A hidden input is edited, a build in place does nothing: the record must not learn it."""
     workspace = _together(
@@ -562,6 +589,7 @@ STORIES: dict[str, History] = {
     "old-style-script": _old_style_script(),
     "hidden-inputs": _hidden_inputs(),
     "partly-built": _partly_built(),
+    "touched-below": _touched_below(),
     "hidden-then-nothing": _hidden_then_nothing(),
     "declared-inputs": _declared_inputs(),
     "written-sources": _written_sources(),
