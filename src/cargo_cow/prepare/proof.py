@@ -151,6 +151,7 @@ class _Proof:
         self.verdicts: dict[str, Verdict] = {}
         self.order: list[str] = []
         self._mtimes: dict[str, int | None] = {}
+        self._overruled: dict[str, bool] = {}
         self._scripted = {unit.package for unit in target.units if unit.is_script_run}
 
     # -- paths
@@ -300,7 +301,7 @@ class _Proof:
         reason = self.timed_reason(made)
         if reason is not None:
             return reason
-        if self.judged_by_cargo(made) and not self.stale_by_time(unit, made):
+        if self.judged_by_cargo(made) and not self.is_overruled(unit.key):
             # Cargo calls it Fresh, and the contents say nothing else: no more is asked in place.
             return self.dependency_reason(made)
         reason = self.added_reason(made) or self.environment_reason(unit, made)
@@ -411,6 +412,26 @@ class _Proof:
             if newest is not None and newest > reference:
                 return True
         return False
+
+    def is_overruled(self, key: str) -> bool:
+        """Whether Cargo would rebuild the unit, or anything below it, because of times alone.
+
+        Where we say otherwise the full proof is due: that rebuild would have seen everything.
+        """
+        known = self._overruled.get(key)
+        if known is None:
+            self._overruled[key] = False
+            unit, made = self.units.get(key), self.records.get(key)
+            known = (
+                unit is not None
+                and made is not None
+                and (
+                    self.stale_by_time(unit, made)
+                    or any(self.is_overruled(dependency) for dependency, _ in made.dependencies)
+                )
+            )
+            self._overruled[key] = known
+        return known
 
     def is_local(self, made: Record) -> bool:
         return bool(made.inputs) or made.timed is not None
