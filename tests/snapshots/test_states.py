@@ -307,17 +307,6 @@ def test_a_target_on_another_filesystem_has_its_store_beside_it(
     assert _states(other) == []
 
 
-def test_a_simple_snapshot_needs_no_root(
-    btrfs: Path, xfs: Path, unprivileged: Callable[..., object]
-) -> None:
-    for home in (btrfs, xfs):
-        room = home / "room"
-        room.mkdir()
-        room.chmod(0o777)
-        unprivileged(_snapshot_and_remove, room)
-        assert list(room.iterdir()) == []
-
-
 def _snapshot_and_remove(room: Path) -> None:
     filesystems.create_target(room / "target")
     (room / "target/debug").mkdir()
@@ -620,23 +609,6 @@ def test_promote_prune_delete(tiny_any: Path) -> None:
     assert cow(tiny_any, scratch, "snapshot", "delete", "--force", "two").status == 0
     assert snapshots.list_snapshots(tiny_any) == []
     assert not [path for path in _store(tiny_any).iterdir() if ".cow-" in path.name]
-
-
-def test_branches_decide_what_goes(tiny: Path) -> None:
-    for branch in ("gone", "done"):
-        git(tiny, "switch", "-qc", branch)
-        # No file moved: what is built is a build of this branch as well.
-        snapshots.create_state(None, tiny)
-    git(tiny, "switch", "-q", "main")
-    git(tiny, "branch", "-q", "-D", "gone")
-    assert [entry.branch for entry in _states(tiny)] == ["gone", "done"]
-    plan, _ = snapshots.prune_snapshots(
-        snapshots.Policy(keep_last=9, drop_merged=True), tiny, dry_run=True
-    )
-    assert [decision.reason for decision in plan.going] == [
-        "its branch gone is deleted",
-        "its branch done is merged into main",
-    ]
 
 
 def test_what_comes_back_is_what_the_filesystem_says(tiny: Path, tmp_path: Path) -> None:
