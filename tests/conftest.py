@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import os
 import pickle
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -337,18 +339,26 @@ NOBODY = 65_534
 
 
 @pytest.fixture
-def unprivileged() -> Callable[..., Any]:
+def unprivileged(_room: _Room, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """``unprivileged(function, *arguments)`` calls it in a child that runs as nobody.
 
-    The result, or the exception, comes back pickled.  What the child imports must be loaded
-    already or be readable by everybody.
+    The result, or the exception, comes back pickled.  The checkout may be closed to nobody: all of
+    the package that is loaded late is loaded here, and the native program is where all may go.
     """
     if os.geteuid() != 0:
         return lambda function, *arguments: function(*arguments)
-    # Loaded late on purpose by the code under test, which nobody may be unable to read.
     import cargo_cow.filesystems.syscalls
+    from cargo_cow import native
 
+    for module in pkgutil.walk_packages(cargo_cow.__path__, "cargo_cow."):
+        if not module.name.startswith(("cargo_cow.cli", "cargo_cow.bench", "cargo_cow.__main__")):
+            importlib.import_module(module.name)
     cargo_cow.filesystems.syscalls._libc()
+    program = _room.path / native.NAME
+    if not program.exists():
+        shutil.copy(native.program(), program)
+        program.chmod(0o755)
+    monkeypatch.setenv("CARGO_COW_NATIVE", str(program))
     return _as_nobody
 
 

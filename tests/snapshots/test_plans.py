@@ -210,6 +210,8 @@ def test_what_was_checked_out_when_a_target_was_built() -> None:
     assert built_at("c1", "main", detached, 25) == ("c2", None)
     reset = [Move("c1", 30, "reset: moving to HEAD~"), *moves[1:]]
     assert built_at("c1", "main", reset, 25) == ("c2", "main")
+    same = [Move("c2", 30, "checkout: moving from main to same", "t2"), Move("c2", 20, "x", "t2")]
+    assert built_at("c2", "same", same, 25) == ("c2", "same")
 
 
 def test_sizes_and_ages() -> None:

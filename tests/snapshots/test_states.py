@@ -227,6 +227,22 @@ def test_the_commit_of_a_state_is_the_one_it_was_built_at(tiny: Path, tmp_path: 
     assert (made.commit, made.branch, made.clean) == (first, "topic", True)
 
 
+def test_a_move_of_head_that_changes_no_file_is_no_other_build(tiny: Path) -> None:
+    """A new branch, a renamed one, an amended message, a rebase onto itself."""
+    git(tiny, "commit", "-q", "--allow-empty", "-m", "second")
+    for arguments, branch in (
+        (("switch", "-qc", "new"), "new"),
+        (("branch", "-qm", "renamed"), "renamed"),
+        (("commit", "-q", "--amend", "--allow-empty", "-m", "other words"), "renamed"),
+        (("rebase", "-q", "--force-rebase", "--keep-empty", "HEAD~"), "renamed"),
+        (("checkout", "-q", "--detach"), None),
+        (("switch", "-q", "main"), "main"),
+    ):
+        git(tiny, *arguments)
+        made = snapshots.create_state(None, tiny)
+        assert (made.commit, made.branch) == (git(tiny, "rev-parse", "HEAD"), branch), arguments
+
+
 # -- how it is stored
 
 
@@ -305,6 +321,17 @@ def test_a_target_on_another_filesystem_has_its_store_beside_it(
     # Another project's eyes do not see it.
     other = repository(xfs / "other", TINY)
     assert _states(other) == []
+
+
+def test_a_simple_snapshot_needs_no_root(
+    btrfs: Path, xfs: Path, unprivileged: Callable[..., object]
+) -> None:
+    for home in (btrfs, xfs):
+        room = home / "room"
+        room.mkdir()
+        room.chmod(0o777)
+        unprivileged(_snapshot_and_remove, room)
+        assert list(room.iterdir()) == []
 
 
 def _snapshot_and_remove(room: Path) -> None:
@@ -609,6 +636,23 @@ def test_promote_prune_delete(tiny_any: Path) -> None:
     assert cow(tiny_any, scratch, "snapshot", "delete", "--force", "two").status == 0
     assert snapshots.list_snapshots(tiny_any) == []
     assert not [path for path in _store(tiny_any).iterdir() if ".cow-" in path.name]
+
+
+def test_branches_decide_what_goes(tiny: Path) -> None:
+    for branch in ("gone", "done"):
+        git(tiny, "switch", "-qc", branch)
+        # No file moved: what is built is a build of this branch as well.
+        snapshots.create_state(None, tiny)
+    git(tiny, "switch", "-q", "main")
+    git(tiny, "branch", "-q", "-D", "gone")
+    assert [entry.branch for entry in _states(tiny)] == ["gone", "done"]
+    plan, _ = snapshots.prune_snapshots(
+        snapshots.Policy(keep_last=9, drop_merged=True), tiny, dry_run=True
+    )
+    assert [decision.reason for decision in plan.going] == [
+        "its branch gone is deleted",
+        "its branch done is merged into main",
+    ]
 
 
 def test_what_comes_back_is_what_the_filesystem_says(tiny: Path, tmp_path: Path) -> None:

@@ -270,11 +270,12 @@ class Built(NamedTuple):
 
 
 class Move(NamedTuple):
-    """An entry of HEAD's reflog: where it moved, when (seconds), and git's word for it."""
+    """An entry of HEAD's reflog: where it moved, when (seconds), git's word for it, its tree."""
 
     commit: str
     time: int
     message: str
+    tree: str = ""
 
 
 def built_at(
@@ -285,14 +286,18 @@ def built_at(
     The newest move is known to be later (its time is kept to the nanosecond elsewhere).
 
     A commit made since then changes no file: what was built before it is a build of it.  A switch,
-    a reset, a merge or a rebase changes files: then it is a build of what was there before.
+    a reset, a merge or a rebase changes files: then it is a build of what was there before.  Unless
+    it came to the same tree: a new branch, a renamed one, a rebase onto itself.
     """
     for index, move in enumerate(moves):
         if index and move.time <= built:
             break
         if move.message.startswith("commit"):
             continue
-        head = moves[index + 1].commit if index + 1 < len(moves) else None
+        before = moves[index + 1] if index + 1 < len(moves) else None
+        if before is not None and move.tree and move.tree == before.tree:
+            continue
+        head = None if before is None else before.commit
         if move.message.startswith("checkout: moving from "):
             name = move.message.removeprefix("checkout: moving from ").split(" to ")[0]
             branch = None if _COMMIT.match(name) else name
@@ -344,15 +349,23 @@ class _Git:
         return Built(commit, named, tree, None)
 
     def _moves(self) -> list[Move]:
-        arguments = ["log", "-g", "-n", "100", "--date=unix", "--format=%H%x00%gd%x00%gs", "-z"]
+        arguments = [
+            "log",
+            "-g",
+            "-n",
+            "100",
+            "--date=unix",
+            "--format=%H%x00%gd%x00%gs%x00%T",
+            "-z",
+        ]
         answer = git.call([*arguments, "HEAD", "--"], self._checkout)
         if answer.status:
             return []
         words = os.fsdecode(answer.output).rstrip("\0").split("\0")
         moves = []
-        for commit, when, message in zip(words[::3], words[1::3], words[2::3], strict=False):
+        for commit, when, message, tree in zip(*(words[i::4] for i in range(4)), strict=False):
             time_text = when.rpartition("{")[2].rstrip("}")
             if not time_text.isdecimal():
                 return []
-            moves.append(Move(commit, int(time_text), message))
+            moves.append(Move(commit, int(time_text), message, tree))
         return moves
