@@ -57,6 +57,12 @@ class GitFailed(CowError):
     exit_code = 20
 
 
+class HooksRefused(CowError):
+    """git's hooks are where nothing may be written unasked, or something is in the way."""
+
+    exit_code = 21
+
+
 class FilesystemFailed(CowError):
     """A clone, snapshot, exchange or removal failed; what was there is untouched."""
 

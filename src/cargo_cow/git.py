@@ -715,3 +715,85 @@ def head_changed(checkout: Checkout) -> int:
         with contextlib.suppress(OSError):
             times.append(path.stat().st_mtime_ns)
     return max(times, default=0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Hooks
+
+
+def forget_repository() -> None:
+    """Take the variables that say which repository is meant out of our own environment.
+
+    For who is called by a hook, and will run other programs (Cargo runs git, too).
+    """
+    for name in _WHICH_REPOSITORY:
+        os.environ.pop(name, None)
+
+
+class HooksDirectory(NamedTuple):
+    """The directory that git looks into; ``scope`` of ``core.hooksPath``, None if it is unset."""
+
+    path: Path
+    scope: str | None
+
+
+def hooks_directory(root: Path) -> HooksDirectory:
+    """Where git looks for hooks when it runs in ``root``, a checkout or a bare repository."""
+    path = Path(os.path.realpath(root / _line(run(["rev-parse", "--git-path", "hooks"], root))))
+    answer = call(["config", "--show-scope", "-z", "--get", "core.hooksPath"], root)
+    scope = os.fsdecode(answer.output).partition("\0")[0] if answer.status == 0 else None
+    return HooksDirectory(path, scope)
+
+
+def would_track(path: Path) -> bool:
+    """Whether ``path`` lies in a checkout where git tracks it, or would if it were added."""
+    directory = path.parent
+    while not directory.is_dir():
+        directory = directory.parent
+    checkout = checkout_of(directory)
+    if checkout is None or checkout.bare:
+        return False
+    relative = os.path.relpath(path, checkout.root)
+    if call(["ls-files", "--error-unmatch", "--", relative], checkout.root).status == 0:
+        return True
+    return call(["check-ignore", "-q", "--", relative], checkout.root).status == 1
+
+
+def is_committed(path: Path) -> bool:
+    """Whether the file is tracked and as it was committed."""
+    checkout = checkout_of(path.parent)
+    if checkout is None or checkout.bare:
+        return False
+    relative = os.path.relpath(path, checkout.root)
+    if call(["ls-files", "--error-unmatch", "--", relative], checkout.root).status != 0:
+        return False
+    return call(["diff", "--quiet", "HEAD", "--", relative], checkout.root).status == 0
+
+
+def knows_configured_hooks(root: Path) -> bool:
+    """Whether this git runs ``hook.<name>.command`` (from 2.54 on), by asking it."""
+    asked = ["-c", "hook.cargo-cow-try.command=true", "-c", "hook.cargo-cow-try.event=post-merge"]
+    answer = call([*asked, "hook", "list", "post-merge"], root)
+    return answer.status == 0 and b"cargo-cow-try" in answer.output
+
+
+def configured_hook(root: Path, name: str) -> tuple[str, str] | None:
+    """(command, event) of the configured hook ``name`` in the repository's own configuration."""
+
+    def value(key: str) -> str:
+        asked = ["config", "--local", "-z", "--get", f"hook.{name}.{key}"]
+        return os.fsdecode(call(asked, root).output.removesuffix(b"\0"))
+
+    found = value("command"), value("event")
+    return found if any(found) else None
+
+
+def configure_hook(root: Path, name: str, command: str, event: str) -> None:
+    """Set the configured hook; the command first, as git dies of an event that has none."""
+    for key, value in (("command", command), ("event", event)):
+        run(["config", "--local", f"hook.{name}.{key}", value], root)
+
+
+def forget_hook(root: Path, name: str) -> None:
+    """Remove the configured hook in one step."""
+    run(["config", "--local", "--remove-section", f"hook.{name}"], root)

@@ -22,11 +22,18 @@ if TYPE_CHECKING:
     help="Write the workspace's own .cargo/config.toml, not the user's configuration.",
 )
 @click.option("--no-convert", is_flag=True, help="Leave the target an ordinary directory.")
+@click.option("--hooks", is_flag=True, help="Also git's hooks here, as cargo cow hooks install.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @render.manifest_option
 @render.format_option
 def command(
-    *, project: bool, no_convert: bool, dry_run: bool, manifest_path: str | None, style: str
+    *,
+    project: bool,
+    no_convert: bool,
+    hooks: bool,
+    dry_run: bool,
+    manifest_path: str | None,
+    style: str,
 ) -> int:
     """Switch Cargo-CoW on, so that plain `cargo build` profits too.
 
@@ -44,6 +51,7 @@ def command(
       cargo cow init --dry-run     what would change
       cargo cow init               for all projects of this user
       cargo cow init --project     for this workspace alone
+      cargo cow init --hooks       git prepares the target after a switch, too
     """
     from cargo_cow import native
     from cargo_cow.setup import switching
@@ -54,6 +62,7 @@ def command(
         native.program().absolute(),
         project=project,
         convert=not no_convert,
+        hooks=hooks,
         cargo_args=render.cargo_arguments(manifest_path),
     )
     done = None if dry_run else switching.carry_out(plan)
@@ -67,6 +76,8 @@ _VERBS = {
     "take-back": ("restored", "would restore"),
     "take-out": ("taken out", "would take out"),
     "remove-file": ("removed", "would remove"),
+    "install-hooks": ("put hooks into", "would put hooks into"),
+    "remove-hooks": ("took hooks out of", "would take hooks out of"),
     "remove-records": ("removed records in", "would remove records in"),
 }
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "show the main job on a real project",
     "doctor": "what works here, what is lost, and the command that mends it",
     "explain": "for each unit: proven, or the first reason why not",
+    "hooks": "let git prepare the target after a switch, a merge or a rebase",
     "init": "switch Cargo-CoW on for plain cargo",
     "prepare": "make the target as fresh as can be proved",
     "snapshot": "keep what is built, and have it back",
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from cargo_cow.cli.passthrough import run
 
             return run(arguments)
+        if arguments[:2] == ["hooks", "run"]:
+            from cargo_cow.cli.hook import run as run_hook
+
+            return run_hook(arguments[2:])
         from cargo_cow.cli.group import group
 
         result = group.main(args=arguments, prog_name="cargo cow", standalone_mode=False)

@@ -59,12 +59,14 @@ def prepare(
     *,
     donor: Path | None = None,
     dry_run: bool = False,
+    wait: bool = True,
     say: Callable[[str], None] = _silent,
     allow_copy: bool = True,
 ) -> Report:
     """Make the workspace's target as fresh as can be proved.
 
     ``donor`` names the checkout to clone from when the target is missing (default: the nearest).
+    ``wait``: for a build that runs in the target; else Locked is raised.
     ``say`` gets lines for people.  Raises CowError; whatever is raised, the target is the old one
     or the new one, whole.
     """
@@ -79,12 +81,18 @@ def prepare(
         if target.profiles:
             if donor is not None:
                 say(f"{place.build_dir} is there already: the donor is not used")
-            return _in_place(target, place, dry_run, say)
+            return _in_place(target, place, dry_run, say, wait)
         return _from_donor(place, donor, dry_run, say, allow_copy)
 
 
-def _in_place(target: Target, place: Place, dry_run: bool, say: Callable[[str], None]) -> Report:
+def _in_place(
+    target: Target, place: Place, dry_run: bool, say: Callable[[str], None], wait: bool
+) -> Report:
     seconds: dict[str, float] = {}
+    if not wait and not dry_run:
+        # Told now, not after the work of a proof.
+        with build_lock(place.build_dir, wait=False):
+            pass
     t0 = _t0(Path(place.build_dir))
     contents = Contents(f"{place.build_dir}/{_MEMO}")
     packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
@@ -94,7 +102,7 @@ def _in_place(target: Target, place: Place, dry_run: bool, say: Callable[[str], 
     applied = None
     if not dry_run and not plan.changes_nothing:
         started = time.monotonic()
-        with build_lock(place.build_dir, waiting=lambda path: say(_waiting(path))):
+        with build_lock(place.build_dir, wait=wait, waiting=lambda path: say(_waiting(path))):
             # Another build may have run while we waited: decide again, under the lock.
             plan = proof.prove(Target(place.build_dir), place, contents, packages, cloned=False)
             applied = stamp.apply(plan, t0, contents)

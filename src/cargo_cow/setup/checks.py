@@ -56,6 +56,7 @@ def run(cwd: Path, cargo_args: Sequence[str] = ()) -> list[Check]:
             Check("project", "ok", f"{workspace.root}, {len(workspace.members)} package(s)")
         )
     checks += _wrapper(cwd)
+    checks += _hooks(cwd)
     checks += _filesystem(cwd, workspace)
     if workspace is not None:
         checks += _target(workspace)
@@ -113,6 +114,19 @@ def _git() -> Check:
     if answer.status != 0:
         return Check("git", "warn", f"git does not run: {answer.error}", lost, "reinstall git")
     return Check("git", "ok", os.fsdecode(answer.output).strip())
+
+
+def _hooks(cwd: Path) -> Iterator[Check]:
+    from cargo_cow.setup import hooks
+
+    try:
+        there = hooks.installed(cwd)
+    except CowError:
+        return  # no repository: no hooks
+    if there:
+        yield Check("hooks", "ok", "git prepares the target after a switch")
+    else:
+        yield Check("hooks", "ok", "none; after a switch, cargo cow build prepares the target")
 
 
 def _native() -> Check:

@@ -19,11 +19,13 @@ _FORMAT = 1
 
 
 class Notes(NamedTuple):
-    """Changes in the order they were made, markers that were set, directories that were made."""
+    """Changes in the order they were made, markers that were set, directories that were made,
+    and main checkouts (or bare repositories) whose git hooks run us."""
 
     changes: tuple[Change, ...] = ()
     markers: tuple[Path, ...] = ()
     directories: tuple[Path, ...] = ()
+    hooks: tuple[Path, ...] = ()
 
 
 def place() -> Path:
@@ -48,6 +50,7 @@ def load() -> Notes:
             changes=tuple(_change(entry) for entry in value["changes"]),
             markers=tuple(Path(entry) for entry in value["markers"]),
             directories=tuple(Path(entry) for entry in value["directories"]),
+            hooks=tuple(Path(entry) for entry in value.get("hooks", ())),
         )
     except (FileNotFoundError, NotADirectoryError):
         return Notes()
@@ -89,6 +92,7 @@ def save(notes: Notes) -> None:
         "changes": [change._asdict() | {"file": str(change.file)} for change in notes.changes],
         "markers": [str(path) for path in notes.markers],
         "directories": [str(path) for path in notes.directories],
+        "hooks": [str(path) for path in notes.hooks],
     }
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:

@@ -29,6 +29,8 @@ Kind = Literal[
     "take-out",
     "remove-file",
     "remove-records",
+    "install-hooks",
+    "remove-hooks",
 ]
 
 
@@ -70,12 +72,14 @@ def plan_init(
     *,
     project: bool = False,
     convert: bool = True,
+    hooks: bool = False,
     cargo_args: Sequence[str] = (),
 ) -> Plan:
     """The steps that switch Cargo-CoW on, for the user or (``project``) for one workspace.
 
-    ``native`` is the program that Cargo is to call.  Raises ConfigurationUnusable, and
-    NotACargoProject where a workspace is needed and there is none.
+    ``native`` is the program that Cargo is to call; ``hooks``: git's hooks of this repository, too.
+    Raises ConfigurationUnusable, NotACargoProject where a workspace is needed and there is none,
+    GitFailed and HooksRefused (``hooks``).
     """
     remarks: list[str] = []
     # Before Cargo is asked: it would answer with an error about something else.
@@ -101,6 +105,14 @@ def plan_init(
         steps += _markers(workspace)
         if convert:
             steps += _conversion(workspace, remarks)
+    if hooks:
+        from cargo_cow.setup import hooks as githooks
+
+        wanted = githooks.plan_install(cwd)
+        remarks += wanted.remarks
+        if wanted.steps:
+            detail = "git prepares the target after a switch, a merge or a rebase"
+            steps.append(Step("install-hooks", wanted.root, detail))
     return Plan(tuple(steps), tuple(dict.fromkeys(remarks)))
 
 
@@ -278,6 +290,7 @@ def plan_uninstall(cwd: Path, *, purge: bool = False, cargo_args: Sequence[str] 
         for marker in dict.fromkeys(markers)
         if marker.exists()
     ]
+    steps += _hooks_of_ours(cwd, noted, remarks)
     if purge:
         targets = [sibling.build_dir for _, sibling in found]
         if workspace is not None:
@@ -291,6 +304,22 @@ def plan_uninstall(cwd: Path, *, purge: bool = False, cargo_args: Sequence[str] 
     if found_wrapper is not None and configuration.is_ours(found_wrapper.program):
         remarks.append(f"{found_wrapper.source} still names cargo-cow-native: unset it")
     return Plan(tuple(steps), tuple(remarks))
+
+
+def _hooks_of_ours(cwd: Path, noted: notes.Notes, remarks: list[str]) -> list[Step]:
+    """The repositories whose hooks run us: this one and those that were noted."""
+    from cargo_cow.setup import hooks
+
+    found: dict[Path, Step] = {}
+    for root in (cwd, *noted.hooks):
+        try:
+            plan = hooks.plan_remove(root)
+        except (CowError, OSError):
+            continue  # no repository, or gone with its hooks
+        if plan.steps and plan.common not in found:
+            found[plan.common] = Step("remove-hooks", plan.root, "git's hooks run us no more")
+            remarks += plan.remarks
+    return list(found.values())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -318,7 +347,8 @@ def carry_out(plan: Plan) -> list[Done]:
         except OSError as error:
             trouble = error.strerror or str(error)
         done.append(Done(step, trouble))
-    if any(step.kind in {"take-back", "take-out", "remove-file"} for step in plan.steps):
+    taken_back = {"take-back", "take-out", "remove-file", "remove-hooks"}
+    if any(step.kind in taken_back for step in plan.steps):
         _forget_what_is_gone()
     return done
 
@@ -335,6 +365,12 @@ def _act(step: Step) -> str | None:
         notes.save(noted._replace(markers=(*noted.markers, step.path)))
     elif step.kind == "convert-target":
         return _convert(step.path)
+    elif step.kind in ("install-hooks", "remove-hooks"):
+        from cargo_cow.setup import hooks
+
+        install = step.kind == "install-hooks"
+        plan = hooks.plan_install(step.path) if install else hooks.plan_remove(step.path)
+        return "; ".join(hooks.carry_out(plan)) or None
     elif step.kind == "take-back":
         assert step.change is not None
         return _take_back(step.change)
@@ -391,6 +427,7 @@ def _forget_what_is_gone() -> None:
             changes=remaining,
             markers=tuple(marker for marker in noted.markers if marker.exists()),
             directories=tuple(path for path in noted.directories if path.is_dir() and remaining),
+            hooks=tuple(path for path in noted.hooks if path.is_dir()),
         )
     )
 
