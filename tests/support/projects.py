@@ -67,8 +67,10 @@ def settle() -> None:
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    counter = scratch / "counting-rustc"
+    # By another name the shim would take it for a wrapper.
+    counter = scratch / "counting" / "rustc"
     if not counter.exists():
+        counter.parent.mkdir()
         counter.write_text(_COUNTER)
         counter.chmod(0o755)
         settle()

@@ -164,12 +164,17 @@ def effective_wrapper(cwd: Path) -> Wrapper | None:
 
 def effective_chain(cwd: Path) -> str | None:
     """The program that our shim runs rustc through in ``cwd``, if any."""
-    if CHAIN_VARIABLE in os.environ:
-        return os.environ[CHAIN_VARIABLE] or None
+    return effective_variable(cwd, CHAIN_VARIABLE)
+
+
+def effective_variable(cwd: Path, name: str) -> str | None:
+    """The value that rustc's environment has for a variable of ours: `[env]` counts as well."""
+    if name in os.environ:
+        return os.environ[name] or None
     for file in files_for(cwd):
         for _, values in _with_includes(file, set()):
             environment = values.get("env")
-            value = environment.get(CHAIN_VARIABLE) if isinstance(environment, dict) else None
+            value = environment.get(name) if isinstance(environment, dict) else None
             if isinstance(value, dict):
                 value = value.get("value")
             if isinstance(value, str):

@@ -6,6 +6,7 @@ plain Cargo does its work.  On the path of every build: imports are counted here
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from cargo_cow.cargo.workspace import Workspace, cargo_program, load
 from cargo_cow.errors import CowError, NotACargoProject
-from cargo_cow.prepare import unchanged
+from cargo_cow.prepare import identity, unchanged
 from cargo_cow.prepare.place import Place, place_of
 
 # Verbs that compile nothing, or that must see the target as it is.
@@ -28,6 +29,10 @@ _NOT_PREPARED = frozenset(
 )
 
 
+# Verbs of Cargo, and clippy, that take `--config` and compile.
+_COMPILING = frozenset("b bench build c check clippy d doc fix r run rustc rustdoc t test".split())
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run ``cargo <arguments>`` on a prepared target; returns Cargo's exit status."""
     verb, rest = arguments[0], list(arguments[1:])
@@ -35,7 +40,10 @@ def run(arguments: Sequence[str]) -> int:
     ready = None
     if verb not in _NOT_PREPARED and not help_wanted:
         ready = _prepare(rest)
-    status = _cargo(arguments)
+    environment = None
+    if ready is not None and verb in _COMPILING and identity.is_wished(ready.place):
+        arguments, environment = _with_shim(arguments)
+    status = _cargo(arguments, environment)
     if ready is not None:
         _capture(ready)
     return status
@@ -47,6 +55,29 @@ class _Ready(NamedTuple):
     workspace: Workspace
     place: Place
     noted: bool
+
+
+def _with_shim(arguments: Sequence[str]) -> tuple[Sequence[str], dict[str, str] | None]:
+    """The call with our shim before the compiler, where no wrapper is configured.
+
+    In a checkout that has an identity the shim alone makes use of it.  By `--config` and not by
+    RUSTC_WRAPPER, which build scripts may declare, and tests that run Cargo would inherit.
+    """
+    from cargo_cow import native
+    from cargo_cow.cargo import configuration
+
+    try:
+        if configuration.effective_wrapper(Path.cwd()) is not None:
+            return arguments, None
+        program = json.dumps(str(native.program()))  # a TOML string as well
+    except CowError:
+        return arguments, None
+    if any("rustc-wrapper" in argument for argument in arguments):
+        return arguments, None
+    # The target was prepared: the shim need not look for one.
+    environment = {**os.environ, "CARGO_COW_SEEDING": "1"}
+    wrapper = ["--config", f"build.rustc-wrapper={program}"]
+    return [arguments[0], *wrapper, *arguments[1:]], environment
 
 
 def _before_separator(arguments: list[str]) -> list[str]:
@@ -94,7 +125,7 @@ def _capture(ready: _Ready) -> None:
         unchanged.note(ready.place)
 
 
-def _cargo(arguments: Sequence[str]) -> int:
+def _cargo(arguments: Sequence[str], environment: dict[str, str] | None) -> int:
     """Run Cargo with our stdio; signals reach it, and its status is ours."""
     program = cargo_program()
     previous = signal.getsignal(signal.SIGINT)
@@ -102,7 +133,10 @@ def _cargo(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         child = os.posix_spawnp(
-            program, [program, *arguments], os.environ, setsigdef=(signal.SIGINT,)
+            program,
+            [program, *arguments],
+            os.environ if environment is None else environment,
+            setsigdef=(signal.SIGINT,),
         )
     except OSError as error:
         _warn(f"{program}: {error.strerror}", "install Rust, or put cargo on PATH")

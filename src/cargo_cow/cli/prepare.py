@@ -95,6 +95,7 @@ def as_json(report: Report) -> dict[str, object]:
         "applied": None if report.applied is None else report.applied._asdict(),
         "refused": [{"path": os.fspath(path), "reason": why} for path, why in report.refused],
         "notes": list(report.notes),
+        "identity": None if report.identity is None else report.identity.as_json(),
         "units": []
         if report.plan is None
         else [
@@ -127,3 +128,5 @@ def _print(report: Report, dry_run: bool) -> None:
     for verdict in report.plan.verdicts:
         if verdict.status == "unproven":
             print(f"  {verdict.key}: {verdict.reason}")
+    if report.identity is not None and report.identity.in_use:
+        print(f"rustc {'would see' if dry_run else 'sees'} this checkout at {report.identity}")

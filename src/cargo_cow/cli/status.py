@@ -77,6 +77,12 @@ def command(*, everything: bool, no_sizes: bool, manifest_path: str | None, styl
             ("built", built),
             ("size", size),
             ("filesystem", cloned),
+            (
+                "identity",
+                ""
+                if found.identity is None or not found.identity.file
+                else render.shown(str(found.identity)),
+            ),
             ("prepared", render.prepared_line(found.prepared, time.time())),
             (
                 "donor",
@@ -126,6 +132,7 @@ def _value(found: Status) -> dict[str, Any]:
         "prepared": render.prepared_value(found.prepared),
         **render.json_path("donor", found.donor),
         "rebuild": None if found.rebuild is None else [unit._asdict() for unit in found.rebuild],
+        "identity": None if found.identity is None else found.identity.as_json(),
         "usage": render.usage_value(found.usage),
         "trouble": list(found.trouble),
     }

@@ -20,9 +20,10 @@ from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import CloneReport
 from cargo_cow.filesystems.failures import translated
-from cargo_cow.prepare import donors, proof, record, stamp, unchanged
+from cargo_cow.prepare import donors, identity, proof, record, stamp, unchanged
 from cargo_cow.prepare.capture import Capture, Capturer
 from cargo_cow.prepare.contents import Contents
+from cargo_cow.prepare.identity import Identity, Seen
 from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place, place_of
 from cargo_cow.prepare.proof import Plan
@@ -37,7 +38,8 @@ class Report(NamedTuple):
     """What prepare did, or (dry run) would do.
 
     ``method``: "in place", "snapshot", "reflink", "copy", or "none" (nothing to prepare and no
-    donor).  ``seconds`` by part: capture, clone, prove, apply, publish.
+    donor).  ``seconds`` by part: capture, clone, prove, apply, publish.  ``identity`` is where
+    rustc will see the checkout.
     """
 
     method: str
@@ -48,6 +50,7 @@ class Report(NamedTuple):
     refused: tuple[tuple[Path, str], ...]
     seconds: dict[str, float]
     notes: tuple[str, ...]
+    identity: Identity | None = None
 
 
 def _silent(_: str) -> None:
@@ -81,8 +84,12 @@ def prepare(
         if target.profiles:
             if donor is not None:
                 say(f"{place.build_dir} is there already: the donor is not used")
-            return _in_place(target, place, dry_run, say, wait)
-        return _from_donor(place, donor, dry_run, say, allow_copy)
+            report = _in_place(target, place, dry_run, say, wait)
+        else:
+            report = _from_donor(place, donor, dry_run, say, allow_copy)
+        # Once the target is there: it says where the state in it was made.
+        decided = identity.plan(place) if dry_run else identity.settle(place)
+        return report._replace(identity=decided)
 
 
 def _in_place(
@@ -157,6 +164,7 @@ def _from_donor(
         contents=contents,
         seconds=seconds,
         allow_copy=allow_copy,
+        seen=identity.seen_by(place_of(chosen.workspace)),
     )
     try:
         started = time.monotonic()
@@ -203,13 +211,15 @@ def clone_for(
     seconds: dict[str, float],
     allow_copy: bool = True,
     taken: int | None = None,
+    seen: Seen | None = None,
 ) -> Fitted:
     """Clone ``source`` to a temporary sibling of the place's target and fit it to the place.
 
     ``taken`` (ns) is when ``source`` began to be what it is, on the clock of its filesystem, for
     a state; None for a live target, which may change while it is cloned.  ``donor`` is what the
     clone will say it came from, ``records`` are those that ``source`` cannot keep itself, and
-    ``seconds`` gets the times of the parts.  Raises CowError and OSError; nothing is left then.
+    ``seconds`` gets the times of the parts.  ``seen`` is where the donor's rustc saw its checkout;
+    None leaves what ``source`` says itself.  Raises CowError and OSError; nothing is left then.
     """
     destination = Path(place.build_dir)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -241,6 +251,8 @@ def clone_for(
         applied = stamp.apply(plan, t0, contents)
         seconds["apply"] = time.monotonic() - started
         _note_prepared(temporary, donor, clone.method, plan)
+        if seen is not None:
+            identity.carry(temporary, seen)
     except BaseException:
         filesystems.remove_target(temporary)
         raise
@@ -366,4 +378,5 @@ def capture_at(target: Target, place: Place) -> Capture:
         except OSError:
             break  # a read-only donor: the caller has the records
     contents.save()
+    identity.keep(place)
     return result

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from cargo_cow.cargo import depinfo
 from cargo_cow.cargo.target import Target, Unit, mtime
 from cargo_cow.errors import UnknownFormat
-from cargo_cow.prepare import outputs
+from cargo_cow.prepare import identity, outputs
 from cargo_cow.prepare.capture import Capturer, newest_below
 from cargo_cow.prepare.contents import MISSING, Contents
 from cargo_cow.prepare.packages import Packages
@@ -68,6 +68,11 @@ class _Auditor:
         self.place = place
         self.contents = contents
         self.capturer = Capturer(target, place, contents, packages)
+        here = identity.own(place)
+        seen = identity.wished(place) or here
+        # In a target that several checkouts share, a path tells which of them compiled.
+        shared = seen.build_dir == here.build_dir
+        self.seen = place.workspace if shared else identity.alias(place.workspace, here, seen)
 
     def unit(self, unit: Unit) -> Audited | None:
         try:
@@ -160,12 +165,15 @@ class _Auditor:
                 return f"its script ran with OUT_DIR {ran_at}"
             return None
         makefile = unit.makefile()
-        here = os.fsencode(self.place.workspace)
+        # Where rustc was made to see this workspace counts as here.
+        here = {os.fsencode(self.place.workspace), os.fsencode(self.seen)}
         for path in unit.compared_outputs():
             if not path.endswith(".rmeta") and os.path.splitext(path)[1]:
                 continue
             try:
-                if os.path.getsize(path) and not outputs.names_path(path, here):
+                if os.path.getsize(path) and not any(
+                    outputs.names_path(path, name) for name in here
+                ):
                     if makefile is not None and unit.stem.startswith("build-script-"):
                         return None  # built without debug information: it names no path at all
                     if not path.endswith(".rmeta") and not outputs.has_debug_information(path):

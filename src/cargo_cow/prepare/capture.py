@@ -23,7 +23,7 @@ from cargo_cow.cargo.depinfo import PACKAGE as DEP_PACKAGE
 from cargo_cow.cargo.script import without_out_dirs
 from cargo_cow.cargo.target import Target, Unit, mtime
 from cargo_cow.errors import UnknownFormat
-from cargo_cow.prepare import outputs, record
+from cargo_cow.prepare import identity, outputs, record
 from cargo_cow.prepare.contents import MISSING, UNREADABLE, Contents
 from cargo_cow.prepare.macros import INCBIN, PURE, UNSTATED
 from cargo_cow.prepare.packages import Packages, keep_list
@@ -59,6 +59,7 @@ class Capturer:
         self._local: dict[str, bool] = {}
         self._roots: dict[str, str] = {}
         self._git_answers: dict[str, bool] = {}
+        self._seen = identity.seen_by(place)
 
     def run(self) -> Capture:
         """Record every unit that needs a record and has none."""
@@ -338,11 +339,15 @@ class Capturer:
         if makefile is None:
             return True
         place = self._place
-        named = [os.path.normpath(os.path.join(place.workspace, path)) for path in makefile.files]
+        named = {os.path.normpath(os.path.join(place.workspace, path)) for path in makefile.files}
         files = unit.compared_outputs()
         roots = {place.checkout, place.workspace}
         if below(place.build_dir, place.checkout) is None:
             roots.add(place.build_dir)
+        # Compiled at an identity, the source map names that, and nothing else may.
+        here, seen = identity.own(place), self._seen
+        named |= {identity.alias(path, here, seen) for path in named}
+        roots |= {identity.alias(root, here, seen) for root in roots}
         return any(outputs.bakes_root(files, root, named) for root in roots)
 
     def _observed(self, unit: Unit) -> dict[str, str]:

@@ -15,7 +15,8 @@ class Place(NamedTuple):
     ``build_dir`` is where the target stands when Cargo runs, also while a clone of it is still
     being made under another name.  ``checkout`` is the git top level, or the workspace root
     without git; ``head_changed`` is when ``head`` came there (ns).  ``members`` maps package names
-    to package roots.
+    to package roots.  ``git_dir`` and ``common_dir`` are the checkout's and the project's (None
+    without git).
     """
 
     checkout: str
@@ -26,6 +27,8 @@ class Place(NamedTuple):
     head_changed: int
     members: dict[str, tuple[str, ...]]
     registry: tuple[str, ...]
+    git_dir: str | None = None
+    common_dir: str | None = None
 
 
 def place_of(workspace: Workspace) -> Place:
@@ -36,11 +39,14 @@ def place_of(workspace: Workspace) -> Place:
     head = None
     branch = None
     changed = 0
+    git_dir = common_dir = None
     if checkout is not None and not checkout.bare:
         top = os.path.realpath(checkout.root)
         head = checkout.head
         branch = checkout.branch
         changed = git.head_changed(checkout)
+        git_dir = os.path.realpath(checkout.git_dir)
+        common_dir = os.path.realpath(checkout.common_dir)
     members: dict[str, tuple[str, ...]] = {}
     for package in workspace.members:
         members[package.name] = (*members.get(package.name, ()), os.path.realpath(package.root))
@@ -48,8 +54,9 @@ def place_of(workspace: Workspace) -> Place:
     registry = tuple(
         f"{base}/{name}/" for base in {home, os.path.realpath(home)} for name in ("registry", "git")
     )
+    build_dir = os.path.realpath(workspace.build_dir)
     return Place(
-        top, root, os.path.realpath(workspace.build_dir), head, branch, changed, members, registry
+        top, root, build_dir, head, branch, changed, members, registry, git_dir, common_dir
     )
 
 

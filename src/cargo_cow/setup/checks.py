@@ -61,6 +61,7 @@ def run(cwd: Path, cargo_args: Sequence[str] = ()) -> list[Check]:
     if workspace is not None:
         checks += _target(workspace)
         checks += _siblings(workspace)
+        checks += _identity(workspace)
     checks.append(_namespaces())
     checks.append(
         Check("store", "ok", "none: targets are cloned from the checkouts of the same project")
@@ -400,6 +401,48 @@ def _shares(one: Path, other: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _identity(workspace: Workspace) -> Iterator[Check]:
+    """Where rustc sees this checkout, and who runs it there."""
+    from cargo_cow.prepare import identity
+    from cargo_cow.prepare.place import place_of
+
+    lost = "the first edit here compiles whole crates anew"
+    try:
+        decided = identity.plan(place_of(workspace))
+        wrapper = configuration.effective_wrapper(workspace.root)
+        chain = configuration.effective_chain(workspace.root)
+        switch = configuration.effective_variable(workspace.root, identity.SWITCH)
+    except CowError as error:
+        yield Check("identity", "warn", str(error), lost, error.hint)
+        return
+    if not decided.in_use:
+        yield Check("identity", "ok", f"rustc sees this checkout at {decided}")
+    elif switch == "off":
+        yield Check("identity", "warn", f"switched off by {identity.SWITCH}=off", lost,
+                    f"unset {identity.SWITCH}")  # fmt: skip
+    elif chain is not None or (
+        wrapper is not None and wrapper.program and not configuration.is_ours(wrapper.program)
+    ):
+        other = chain or (wrapper.program if wrapper is not None else "")
+        yield Check(
+            "identity",
+            "warn",
+            f"the compiler is run by {other}, which may work elsewhere",
+            lost,
+            f"do without {other}; what it caches is cloned with the target anyhow",
+        )
+    elif wrapper is None or not wrapper.program:
+        yield Check(
+            "identity",
+            "warn",
+            f"{decided}, but plain cargo runs rustc without our shim",
+            f"under plain cargo, {lost}; under `cargo cow build` it does not",
+            "cargo cow init",
+        )
+    else:
+        yield Check("identity", "ok", f"rustc sees this checkout at {decided}")
 
 
 def _namespaces() -> Check:

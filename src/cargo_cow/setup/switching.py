@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from cargo_cow import git
 from cargo_cow.cargo import configuration
 from cargo_cow.errors import ConfigurationUnusable, CowError, Locked, NotACargoProject
+from cargo_cow.prepare import identity
 from cargo_cow.setup import notes
 
 if TYPE_CHECKING:
@@ -291,6 +292,11 @@ def plan_uninstall(cwd: Path, *, purge: bool = False, cargo_args: Sequence[str] 
         if marker.exists()
     ]
     steps += _hooks_of_ours(cwd, noted, remarks)
+    steps += [
+        Step("remove-file", file, "where rustc was to see this checkout")
+        for file in (checkout.git_dir / identity.FILE for checkout, _ in found)
+        if file.exists()
+    ]
     if purge:
         targets = [sibling.build_dir for _, sibling in found]
         if workspace is not None:

@@ -26,6 +26,7 @@ from cargo_cow.errors import CowError, FilesystemFailed
 from cargo_cow.filesystems.failures import translated
 from cargo_cow.filesystems.mounts import refuse_unusable
 from cargo_cow.filesystems.removal import discard
+from cargo_cow.prepare import identity
 from cargo_cow.prepare.contents import Contents
 from cargo_cow.prepare.place import Place, place_of
 from cargo_cow.prepare.proof import Plan
@@ -113,6 +114,7 @@ def activate(
         notes.append(f"what was live is left at {fitted.path}: {error}")
     seconds["remove"] = time.monotonic() - started
     contents.save()
+    identity.settle(place)
     return Activated(chosen, fitted.clone.method, fitted.plan, kept, seconds, tuple(notes))
 
 

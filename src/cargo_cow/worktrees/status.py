@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from cargo_cow.cargo.workspace import Workspace
     from cargo_cow.filesystems import Usage
+    from cargo_cow.prepare.identity import Identity
 
 
 class Unfresh(NamedTuple):
@@ -28,7 +29,8 @@ class Status(NamedTuple):
 
     ``method`` is how a target would be cloned here.  ``rebuild`` counts only units that are in
     the target (of the ``donor`` that would be cloned, where there is no target yet); what was
-    never built is not known.  None where it could not be found out: ``trouble`` says why.
+    never built is not known.  ``identity`` is where rustc sees the checkout.  None where it could
+    not be found out: ``trouble`` says why.
     """
 
     workspace: Path
@@ -46,6 +48,7 @@ class Status(NamedTuple):
     rebuild: tuple[Unfresh, ...] | None
     usage: Usage | None
     trouble: tuple[str, ...]
+    identity: Identity | None
 
 
 def status(workspace: Workspace, *, sizes: bool = True) -> Status:
@@ -78,7 +81,7 @@ def status(workspace: Workspace, *, sizes: bool = True) -> Status:
             usage = filesystems.usage(build_dir)
         except (CowError, OSError) as error:
             trouble.append(f"cannot measure {build_dir}: {error}")
-    donor, rebuild = _judged(workspace, trouble)
+    donor, rebuild, decided = _judged(workspace, trouble)
     return Status(
         workspace=workspace.root,
         checkout=git.checkout_of(workspace.root),
@@ -95,25 +98,26 @@ def status(workspace: Workspace, *, sizes: bool = True) -> Status:
         rebuild=rebuild,
         usage=usage,
         trouble=tuple(trouble),
+        identity=decided,
     )
 
 
 def _judged(
     workspace: Workspace, trouble: list[str]
-) -> tuple[Path | None, tuple[Unfresh, ...] | None]:
-    """(the donor that would be cloned, what Cargo would rebuild after a prepare)."""
+) -> tuple[Path | None, tuple[Unfresh, ...] | None, Identity | None]:
+    """(the donor that would be cloned, what Cargo would rebuild after a prepare, the identity)."""
     from cargo_cow import prepare
 
     try:
         report = prepare.prepare(workspace, dry_run=True)
     except CowError as error:
         trouble.append(str(error))
-        return None, None
+        return None, None, None
     except OSError as error:
         trouble.append(f"cannot prove the target: {error}")
-        return None, None
+        return None, None, None
     if report.plan is None:
-        return report.donor, None
+        return report.donor, None, report.identity
     found = [
         Unfresh(
             verdict.key,
@@ -126,7 +130,7 @@ def _judged(
     if report.donor is None:
         kept = {verdict.key for verdict in report.plan.verdicts if verdict.status == "kept"}
         found += _newer(workspace, kept, trouble)
-    return report.donor, tuple(found)
+    return report.donor, tuple(found), report.identity
 
 
 def _newer(workspace: Workspace, kept: set[str], trouble: list[str]) -> list[Unfresh]:
