@@ -8,7 +8,8 @@ from random import Random
 import pytest
 
 from cargo_cow.errors import UsageError
-from cargo_cow.snapshots.pruning import Facts, Plan, Policy, decide, parse_age, parse_size
+from cargo_cow.snapshots.policy import Mark, Policy, Space, parse_age, parse_mark, parse_size
+from cargo_cow.snapshots.pruning import Facts, Plan, decide
 from cargo_cow.snapshots.sharing import Range, Sharing, overlay
 from cargo_cow.snapshots.state import Damaged, Seal, State, Units, checked_name, new_id
 from cargo_cow.snapshots.taking import Move, built_at
@@ -224,3 +225,41 @@ def test_sizes_and_ages() -> None:
             parse_age(wrong)
         with pytest.raises(UsageError):
             parse_size(wrong)
+
+
+def test_a_worktree_that_is_gone_takes_its_states_along_if_asked() -> None:
+    entries = [_state(1), _state(2, name="green"), _state(3, baseline=True)]
+    facts = Facts(9.0, vanished=frozenset({"/c"}))
+    assert _going(decide(Policy(), entries, facts)) == []
+    plan = decide(Policy(drop_vanished=True), entries, facts)
+    assert [decision.reason for decision in plan.going] == ["its worktree is gone"]
+
+
+def test_a_full_filesystem_takes_the_oldest_of_its_own_states() -> None:
+    here, there = Path("/here"), Path("/there")
+    entries = [
+        _state(number)._replace(path=(here if number % 2 else there) / str(number))
+        for number in range(1, 7)
+    ]
+    entries[0] = entries[0]._replace(name="green")
+    sharing = Sharing({frozenset({entry.id}): 10 for entry in entries}, exact=True)
+
+    def going(mark: Mark, free_here: int) -> list[int]:
+        facts = Facts(9.0, space={here: Space(free_here, 1000), there: Space(500, 1000)})
+        return _going(decide(Policy(keep_last=None, min_free=mark), entries, facts, sharing))
+
+    assert going(Mark(100), 100) == []
+    assert going(Mark(100), 99) == [3]
+    assert going(Mark(100), 89) == [3, 5]
+    assert going(Mark(100), 0) == [3, 5]  # what has a name stays
+    assert going(Mark(percent=10.0), 85) == [3, 5]
+    assert going(Mark(percent=51.0), 505) == [2, 3]
+
+
+def test_marks() -> None:
+    assert parse_mark("5%") == Mark(percent=5.0)
+    assert parse_mark(" 2.5 % ").of(1000) == 25
+    assert parse_mark("20GB") == Mark(20_000_000_000)
+    for wrong in ("101%", "%", "-1%", ""):
+        with pytest.raises(UsageError):
+            parse_mark(wrong)

@@ -20,6 +20,7 @@ from random import Random
 import pytest
 from tests.support.projects import SOURCE, cargo, cow, git, repository, settle, write
 from tests.support.sample import FILES
+from tests.support.states import TINY, built, edit, project
 
 from cargo_cow import filesystems, snapshots
 from cargo_cow.cargo.workspace import Workspace, load
@@ -41,59 +42,11 @@ from cargo_cow.snapshots.state import State
 
 ALL = ("--workspace", "--all-targets")
 
-TINY = {
-    "Cargo.toml": '[package]\nname = "tiny"\nversion = "0.1.0"\nedition = "2021"\n',
-    "src/main.rs": 'fn main() { print!("{}", include_str!("text")); }\n',
-    "src/text": "one",
-    ".gitignore": "/target\nCargo.lock\n",
-}
-
-
-@pytest.fixture(params=["btrfs", "xfs"])
-def sharing(request: pytest.FixtureRequest) -> Path:
-    """A directory on each filesystem that shares extents."""
-    directory = request.getfixturevalue(request.param)
-    assert isinstance(directory, Path)
-    return directory
-
-
-def _project(root: Path, files: dict[str, str] = TINY) -> Path:
-    repository(root, files)
-    filesystems.create_target(root / "target")
-    return root
-
-
-def _built(root: Path, scratch: Path) -> Path:
-    built = cow(root, scratch, "build")
-    assert built.status == 0, built.output
-    settle()
-    return root
-
-
-@pytest.fixture
-def tiny(btrfs: Path, tmp_path: Path) -> Path:
-    """One package on Btrfs, its target a subvolume, built."""
-    return _built(_project(btrfs / "main"), tmp_path)
-
-
-@pytest.fixture
-def tiny_any(sharing: Path, tmp_path: Path) -> Path:
-    """The same on each filesystem that shares extents."""
-    return _built(_project(sharing / "main"), tmp_path)
-
 
 def _tells(checkout: Path) -> str:
     return subprocess.run(
         [checkout / "target/debug/tiny"], check=True, capture_output=True, text=True
     ).stdout
-
-
-def _edit(checkout: Path, text: str, scratch: Path) -> None:
-    settle()
-    write(checkout, {"src/text": text})
-    built = cow(checkout, scratch, "build")
-    assert built.status == 0, built.output
-    settle()
 
 
 def _workspace(checkout: Path) -> Workspace:
@@ -114,7 +67,7 @@ def _store(checkout: Path) -> Path:
 
 
 def test_there_and_back_costs_no_compiler(sharing: Path, tmp_path: Path) -> None:
-    root = _project(sharing / "main", FILES)
+    root = project(sharing / "main", FILES)
     assert cow(root, tmp_path, "build", *ALL).status == 0
     first = snapshots.create_state("first", root)
     settle()
@@ -166,7 +119,7 @@ def test_what_is_not_proven_is_built(tiny_any: Path, tmp_path: Path) -> None:
 
 def test_what_was_live_is_kept_if_no_state_has_it(tiny_any: Path, tmp_path: Path) -> None:
     snapshots.create_state("one", tiny_any)
-    _edit(tiny_any, "two", tmp_path)
+    edit(tiny_any, "two", tmp_path)
     settle()
     write(tiny_any, {"src/text": "one"})
     done = snapshots.activate_cache("one", tiny_any)
@@ -202,7 +155,7 @@ def test_a_state_serves_every_worktree_and_outlives_the_one_it_is_from(
 ) -> None:
     there = tiny.parent / "there"
     git(tiny, "worktree", "add", "-q", str(there))
-    _edit(there, "two", tmp_path)
+    edit(there, "two", tmp_path)
     snapshots.create_state("two", there)
     assert cow(tiny, tmp_path, "worktree", "remove", "--force", str(there)).status == 0
     settle()
@@ -261,7 +214,7 @@ def test_a_state_on_btrfs_is_a_read_only_snapshot_that_shares_all(tiny: Path) ->
 def test_a_plain_directory_on_btrfs_becomes_a_read_only_subvolume(
     btrfs: Path, tmp_path: Path
 ) -> None:
-    root = _built(repository(btrfs / "main", TINY), tmp_path)
+    root = built(repository(btrfs / "main", TINY), tmp_path)
     assert not subvolumes.is_subvolume(root / "target")
     made = snapshots.create_state("one", root)
     assert made.method == "reflink"
@@ -289,7 +242,7 @@ def test_a_subvolume_inside_a_target_is_in_the_state(tiny: Path) -> None:
 
 
 def test_no_reflinks_no_state_unless_a_copy_is_asked_for(ext4: Path, tmp_path: Path) -> None:
-    root = _built(repository(ext4 / "main", TINY), tmp_path)
+    root = built(repository(ext4 / "main", TINY), tmp_path)
     with pytest.raises(FilesystemFailed, match="full copy") as caught:
         snapshots.create_state("one", root)
     assert "--copy" in caught.value.hint
@@ -297,7 +250,7 @@ def test_no_reflinks_no_state_unless_a_copy_is_asked_for(ext4: Path, tmp_path: P
     assert not _store(root).exists()
     made = snapshots.create_state("one", root, allow_copy=True)
     assert made.method == "copy"
-    _edit(root, "two", tmp_path)
+    edit(root, "two", tmp_path)
     settle()
     write(root, {"src/text": "one"})
     assert snapshots.activate_cache("one", root).kept is not None
@@ -309,11 +262,11 @@ def test_a_target_on_another_filesystem_has_its_store_beside_it(
     tiny: Path, xfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CARGO_TARGET_DIR", str(xfs / "far"))
-    _built(tiny, tmp_path)
+    built(tiny, tmp_path)
     made = snapshots.create_state("far", tiny)
     assert made.path.parent == xfs / ".cargo-cow/states"
     assert (xfs / ".cargo-cow/.gitignore").read_text() == "*\n"
-    _edit(tiny, "two", tmp_path)
+    edit(tiny, "two", tmp_path)
     settle()
     write(tiny, {"src/text": "one"})
     snapshots.activate_cache("far", tiny)
@@ -359,7 +312,7 @@ def test_a_snapshot_in_the_middle_of_a_build_is_usable(btrfs: Path, tmp_path: Pa
         '  println!("cargo:rerun-if-changed=build.rs"); }\n',
         ".gitignore": "/target\nCargo.lock\ngo\n",
     }
-    root = _project(btrfs / "main", files)
+    root = project(btrfs / "main", files)
     build = subprocess.Popen(["cargo", "build", "-q"], cwd=root, stderr=subprocess.DEVNULL)
     try:
         fingerprints = root / "target/debug/.fingerprint"
@@ -574,7 +527,7 @@ def test_a_full_filesystem_leaves_nothing_behind(
 ) -> None:
     """A copy is sure to meet the end of the space, and goes the same way as a clone."""
     mount = small_filesystem("ext4", 96 << 20)
-    root = _built(repository(mount / "main", TINY), tmp_path)
+    root = built(repository(mount / "main", TINY), tmp_path)
     first = snapshots.create_state("first", root, allow_copy=True)
     with (mount / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
         while True:
@@ -740,11 +693,11 @@ def test_killed_during_activation_the_target_is_the_old_or_the_new(
 ) -> None:
     root = tiny_any
     snapshots.create_state("one", root)
-    _edit(root, "two", tmp_path)
+    edit(root, "two", tmp_path)
     started = time.monotonic()
     assert cow(root, tmp_path, "snapshot", "create", "two").status == 0
     whole = time.monotonic() - started
-    _edit(root, "three", tmp_path)  # what no state has: it must not be lost
+    edit(root, "three", tmp_path)  # what no state has: it must not be lost
     random = Random(4)
     hits = 0
     outcomes: dict[str, int] = {}
@@ -801,7 +754,7 @@ def test_killed_during_prune_the_store_works(tiny_any: Path) -> None:
 
 def test_donors_are_told_what_they_need(tiny: Path, tmp_path: Path) -> None:
     made = snapshots.create_state("one", tiny)
-    _edit(tiny, "two", tmp_path)
+    edit(tiny, "two", tmp_path)
     newer = snapshots.create_state(None, tiny)
     there = tiny.parent / "there"
     git(tiny, "worktree", "add", "-q", str(there))

@@ -49,6 +49,9 @@ def _run(event: str, directory: Path) -> None:
     from cargo_cow import prepare
 
     prepare.prepare(workspace, wait=False, say=_say)
+    from cargo_cow.snapshots import housekeeping
+
+    housekeeping.tidy(workspace, say=_say, quick=True)
 
 
 def _rebasing(directory: Path) -> bool:

@@ -123,6 +123,12 @@ def _capture(ready: _Ready) -> None:
         _warn(f"not recorded: {error}", "")
     else:
         unchanged.note(ready.place)
+    from cargo_cow.snapshots import housekeeping
+
+    try:
+        housekeeping.tidy(ready.workspace, say=_say)
+    except CowError as error:
+        _warn(f"states are not pruned: {error}", error.hint)
 
 
 def _cargo(arguments: Sequence[str], environment: dict[str, str] | None) -> int:

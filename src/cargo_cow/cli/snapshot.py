@@ -244,13 +244,20 @@ def promote(*, name: str, style: str) -> int:
 @click.option("--named", is_flag=True, help="States with a name may go as well.")
 @click.option(
     "--deleted/--no-deleted",
-    default=True,
-    show_default=True,
-    help="Drop states whose branch is deleted.",
+    default=None,
+    help="Drop states whose branch is deleted (the default).",
 )
-@click.option("--merged", is_flag=True, help="Drop states whose branch is merged.")
+@click.option("--merged/--no-merged", default=None, help="Drop states whose branch is merged.")
 @click.option("--merged-into", metavar="BRANCH", help="Merged into this one (the main checkout's).")
+@click.option(
+    "--vanished/--no-vanished", default=None, help="Drop states taken in a worktree that is gone."
+)
 @click.option("--budget", metavar="SIZE", help="Then drop the oldest until SIZE is enough: 20GB.")
+@click.option(
+    "--min-free",
+    metavar="SIZE",
+    help="And until so much of the filesystem would be free: 10GB, 5% (the default), 0.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would go (the default).")
 @click.option("-y", "--yes", is_flag=True, help="Do it.")
 @click.option("--no-sizes", is_flag=True, help="Do not measure: reading all extents takes time.")
@@ -260,10 +267,12 @@ def prune(
     keep_last: int | None,
     keep_newer_than: str | None,
     named: bool,
-    deleted: bool,
-    merged: bool,
+    deleted: bool | None,
+    merged: bool | None,
     merged_into: str | None,
+    vanished: bool | None,
     budget: str | None,
+    min_free: str | None,
     dry_run: bool,
     yes: bool,
     no_sizes: bool,
@@ -272,31 +281,41 @@ def prune(
     """Say which states would go by a policy, why, and what comes back; --yes removes them.
 
     Automatic states go when they are neither among the last N (10, if no other rule is given) nor
-    young enough, or when their branch is deleted.  States with a name stay, unless --named; the
-    baseline always stays.  What comes back is the bytes of all that go together: what two states
-    share with each other alone counts too.
+    young enough, when their branch is deleted, or, the oldest first, while less than 5% of the
+    filesystem would be free.  States with a name stay, unless --named; the baseline always stays.
+    What comes back is the bytes of all that go together: what two states share with each other
+    alone counts too.
+
+    What is not said here is taken from git's configuration, for one repository or for all:
+    cargo-cow.keepLast, keepNewerThan, deleted, merged, vanished, budget, minFree.  By the same
+    settings automatic states are pruned after builds, unless cargo-cow.prune is false.
 
     \b
     Examples:
       cargo cow snapshot prune                              the plan, by the usual rules
       cargo cow snapshot prune --keep-last 3 --merged --yes
       cargo cow snapshot prune --keep-newer-than 14d --budget 20GB
+      git config --global cargo-cow.minFree 20GB
     """
     from cargo_cow.cargo.workspace import load
-    from cargo_cow.snapshots import pruning
+    from cargo_cow.snapshots import housekeeping, pruning
+    from cargo_cow.snapshots import policy as policy_words
 
-    age = None if keep_newer_than is None else pruning.parse_age(keep_newer_than)
-    size = None if budget is None else pruning.parse_size(budget)
-    if keep_last is None and age is None and size is None:
-        keep_last = 10
-    policy = pruning.Policy(
-        keep_last=keep_last,
-        keep_newer_than=age,
+    usual = housekeeping.settings(Path.cwd()).policy
+    age = None if keep_newer_than is None else policy_words.parse_age(keep_newer_than)
+    size = None if budget is None else policy_words.parse_size(budget)
+    # One rule on the command line stands for itself.
+    given = keep_last is not None or age is not None or size is not None
+    policy = usual._replace(
+        keep_last=keep_last if given else usual.keep_last,
+        keep_newer_than=age if given else usual.keep_newer_than,
         keep_named=not named,
-        drop_deleted=deleted,
-        drop_merged=merged or merged_into is not None,
+        drop_deleted=usual.drop_deleted if deleted is None else deleted,
+        drop_merged=merged_into is not None or (usual.drop_merged if merged is None else merged),
         merged_into=merged_into,
-        budget=size,
+        drop_vanished=usual.drop_vanished if vanished is None else vanished,
+        budget=size if given else usual.budget,
+        min_free=usual.min_free if min_free is None else policy_words.parse_mark(min_free),
     )
     workspace = load(Path.cwd())
     plan = pruning.plan(workspace, policy, sizes=not no_sizes)

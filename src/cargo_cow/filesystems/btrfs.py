@@ -43,6 +43,7 @@ _VOLUME_V2 = struct.Struct("=qQQ32x4040s")
 # generation, flags; __u8 uuid[16], parent_uuid[16], received_uuid[16]; 4 × __u64 transaction
 # ids; 4 × struct btrfs_ioctl_timespec (16 bytes with its padding); __u64 reserved[8]
 _INFORMATION = struct.Struct("=Q256x8x8xQQ16s16s16xQ24x64x64x")
+_FS_INFO = _read(31, 1024)
 # struct btrfs_ioctl_get_subvol_rootref_args: __u64 min_treeid; struct {__u64 treeid, dirid}
 # rootref[255]; __u8 num_items, align[7]
 _ROOTREF_SIZE = 4096
@@ -163,6 +164,22 @@ def describe(path: Path) -> Subvolume:
     _ioctl(path, _GET_SUBVOL_INFO, argument)
     number, generation, flags, uuid, parent, changed = _INFORMATION.unpack(argument)
     return Subvolume(number, generation, bool(flags & _ROOT_READ_ONLY), uuid, parent, changed)
+
+
+def filesystem_id(path: Path) -> str:
+    """What tells filesystems apart: two paths on one filesystem have the same.
+
+    The device number, except on Btrfs, where each subvolume has its own.  Raises OSError.
+    """
+    # struct btrfs_ioctl_fs_info_args (1,024 bytes): __u64 max_id, num_devices; __u8 fsid[16]
+    argument = bytearray(1024)
+    try:
+        _ioctl(path, _FS_INFO, argument)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return str(os.lstat(path).st_dev)
+    return argument[16:32].hex()
 
 
 def nested(directory: Path) -> list[Path]:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from cargo_cow.cargo.workspace import Workspace
     from cargo_cow.snapshots.activation import Activated, activate
-    from cargo_cow.snapshots.pruning import Plan, Policy, Pruned, decide, plan, prune
+    from cargo_cow.snapshots.policy import Mark, Policy
+    from cargo_cow.snapshots.pruning import Plan, Pruned, decide, plan, prune
     from cargo_cow.snapshots.sharing import Sharing
     from cargo_cow.snapshots.state import Damaged, State, verify
     from cargo_cow.snapshots.store import Project, Store, in_use, project_of
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Activated",
     "Damaged",
+    "Mark",
     "Plan",
     "Policy",
     "Project",
@@ -62,7 +64,8 @@ __all__ = [
 
 _HOME = {
     "activation": ("Activated", "activate"),
-    "pruning": ("Plan", "Policy", "Pruned", "decide", "plan", "prune"),
+    "policy": ("Mark", "Policy"),
+    "pruning": ("Plan", "Pruned", "decide", "plan", "prune"),
     "sharing": ("Sharing",),
     "state": ("Damaged", "State", "verify"),
     "store": ("Project", "Store", "in_use", "project_of"),
@@ -110,7 +113,7 @@ def states_of(directory: Path, build_dir: Path) -> list[State]:
     from cargo_cow.snapshots.state import State
 
     try:
-        found = store.everything(store.project_of(directory), build_dir)
+        found = store.everything(store.project_of(directory), build_dir, near=True)
     except CowError:
         return []
     return [entry for _, entry in reversed(found) if isinstance(entry, State)]

@@ -8,10 +8,10 @@ holds.
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from cargo_cow import git
@@ -19,42 +19,26 @@ from cargo_cow.cargo import workspace as workspaces
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, UsageError
 from cargo_cow.snapshots import store as storing
+from cargo_cow.snapshots.policy import Policy, Space, space_of
 from cargo_cow.snapshots.sharing import Sharing, measure
 from cargo_cow.snapshots.state import Damaged, State
 from cargo_cow.snapshots.store import Project
-
-
-class Policy(NamedTuple):
-    """What may go.  The baseline never does.
-
-    ``keep_last``: the newest that many automatic states stay; ``keep_newer_than``: those younger
-    than so many seconds stay; where both are given, either is enough.  ``keep_named``: states with
-    a name stay.  ``drop_deleted`` and ``drop_merged``: states of branches that are gone, or merged
-    into ``merged_into`` (default: the branch of the main checkout), go whatever their age, names
-    and baseline excepted.  ``budget``: then the oldest go until the states use no more bytes of
-    disk than this by themselves.
-    """
-
-    keep_last: int | None = 10
-    keep_newer_than: float | None = None
-    keep_named: bool = True
-    drop_deleted: bool = True
-    drop_merged: bool = False
-    merged_into: str | None = None
-    budget: int | None = None
 
 
 class Facts(NamedTuple):
     """What a decision needs to know besides the states.
 
     ``branches``: those that exist, None where git could not say.  ``merged``: those of them that
-    are merged into ``into`` and checked out nowhere.
+    are merged into ``into`` and checked out nowhere.  ``vanished``: checkouts that are gone.
+    ``space`` by the store's directory.
     """
 
     now: float
     branches: frozenset[str] | None = None
     merged: frozenset[str] = frozenset()
     into: str = ""
+    vanished: frozenset[str] = frozenset()
+    space: Mapping[Path, Space] = MappingProxyType({})
 
 
 class Decision(NamedTuple):
@@ -99,7 +83,8 @@ def decide(
     facts: Facts,
     sharing: Sharing | None = None,
 ) -> Plan:
-    """The plan.  ``sharing`` knows the states by id, and must be given for a budget."""
+    """The plan.  ``sharing`` knows the states by id, and must be given for ``budget`` and
+    ``min_free``."""
     ordered = sorted(entries, key=lambda entry: entry.id)
     automatic = [
         entry.id for entry in ordered if isinstance(entry, State) and not _protected(policy, entry)
@@ -109,6 +94,11 @@ def decide(
     if policy.budget is not None:
         assert sharing is not None
         decisions = _within(policy.budget, policy, decisions, sharing)
+    if policy.min_free is not None:
+        assert sharing is not None
+        for store, space in facts.space.items():
+            wanted = policy.min_free.of(space.total) - space.free
+            decisions = _freeing(wanted, store, policy, decisions, sharing)
     freed = kept = None
     if sharing is not None:
         freed = sharing.freed(decision.entry.id for decision in decisions if decision.goes)
@@ -135,6 +125,8 @@ def _decide(policy: Policy, entry: State | Damaged, facts: Facts, last: frozense
             return Decision(entry, True, f"its branch {branch} is deleted")
         if policy.drop_merged and branch in facts.merged:
             return Decision(entry, True, f"its branch {branch} is merged into {facts.into}")
+    if policy.drop_vanished and entry.checkout in facts.vanished:
+        return Decision(entry, True, "its worktree is gone")
     if policy.keep_newer_than is not None and facts.now - entry.created < policy.keep_newer_than:
         return Decision(entry, False, "young enough")
     if entry.id in last:
@@ -164,24 +156,66 @@ def _within(
     return result
 
 
+def _freeing(
+    wanted: int, store: Path, policy: Policy, decisions: list[Decision], sharing: Sharing
+) -> list[Decision]:
+    """Let the oldest in ``store`` go, until ``wanted`` bytes come back."""
+    result = list(decisions)
+    for index, decision in enumerate(decisions):
+        entry = decision.entry
+        going = [one.entry.id for one in result if one.goes and one.entry.path.parent == store]
+        if sharing.freed(going) >= wanted:
+            break
+        if decision.goes or isinstance(entry, Damaged) or _protected(policy, entry):
+            continue
+        if entry.path.parent == store:
+            result[index] = Decision(entry, True, "the oldest, as the filesystem is nearly full")
+    return result
+
+
 # -- looking
 
 
 def plan(workspace: Workspace, policy: Policy, *, sizes: bool = True) -> Plan:
     """What ``policy`` would remove in the project of ``workspace``; touches nothing.
 
-    Without ``sizes`` nobody measures (unless there is a budget): reading all extents of all
-    states and targets takes time.
+    Without ``sizes`` nobody measures (unless there is a budget, or space is short of ``min_free``):
+    reading all extents of all states and targets takes time.
     """
     project = storing.project_of(workspace.root)
     build_dir = Path(os.path.realpath(workspace.build_dir))
     entries = [entry for _, entry in storing.everything(project, build_dir)]
+    facts = _facts(policy, workspace.root)
+    if policy.min_free is not None:
+        facts = facts._replace(space=space_of({entry.path.parent for entry in entries}))
+        if not any(space.free < policy.min_free.of(space.total) for space in facts.space.values()):
+            policy = policy._replace(min_free=None)
     sharing = None
-    if entries and (sizes or policy.budget is not None):
+    if policy.drop_vanished:
+        facts = facts._replace(vanished=_vanished(entries, project))
+    demanded = policy.budget is not None or policy.min_free is not None
+    if entries and (sizes or demanded):
         sharing = measure_all(entries, workspace)
-    elif policy.budget is not None:
+    elif demanded:
         sharing = Sharing({}, True)
-    return decide(policy, entries, _facts(policy, workspace.root), sharing)
+    return decide(policy, entries, facts, sharing)
+
+
+def _vanished(entries: Sequence[State | Damaged], project: Project) -> frozenset[str]:
+    """Checkouts of states that git knows no more, or only as gone from disk.
+
+    After the repository itself was moved nothing is known of the old paths.
+    """
+    try:
+        known = git.checkouts(project.common_dir)
+    except CowError:
+        return frozenset()
+    there = {os.path.realpath(checkout.root) for checkout in known if not checkout.prunable}
+    return frozenset(
+        entry.checkout
+        for entry in entries
+        if isinstance(entry, State) and entry.project == project.id and entry.checkout not in there
+    )
 
 
 def measure_all(entries: Sequence[State | Damaged], workspace: Workspace) -> Sharing:
@@ -268,6 +302,8 @@ def remove(
     collected: list[Path] = []
     for store in storing.stores(project, build_dir):
         ours = [entry for entry in entries if entry.path.parent == store.directory]
+        if store.far and not ours:
+            continue
         storing.check(store.directory)
         collected += store.collect()
         doomed: list[tuple[str, Path]] = []
@@ -288,27 +324,3 @@ def remove(
             except CowError as error:
                 say(f"warning: {identity} is forgotten, but some of it is left: {error}")
     return Pruned(tuple(removed), tuple(refused), tuple(collected))
-
-
-# -- words of the command line
-
-_AGE = re.compile(r"^([0-9]+)(m|h|d|w)$")
-_AGES = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_SIZE = re.compile(r"^([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?$", re.IGNORECASE)
-
-
-def parse_age(text: str) -> float:
-    """Seconds of ``30m``, ``12h``, ``14d``, ``2w``.  Raises UsageError."""
-    match = _AGE.match(text.strip())
-    if match is None:
-        raise UsageError(f"{text!a} is no age: a number and m, h, d or w, as 14d")
-    return float(int(match[1]) * _AGES[match[2]])
-
-
-def parse_size(text: str) -> int:
-    """Bytes of ``500MB``, ``20G``, ``1.5TiB``.  Raises UsageError."""
-    match = _SIZE.match(text.strip())
-    if match is None:
-        raise UsageError(f"{text!a} is no size: a number and kB, MB, GB, TB, GiB …, as 20GB")
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** (" kmgt".index(match[2].lower()) if match[2] else 0))

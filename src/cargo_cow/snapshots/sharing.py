@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from cargo_cow.filesystems import btrfs
 from cargo_cow.filesystems.extents import extents
 from cargo_cow.filesystems.failures import UNSUPPORTED
 
@@ -73,7 +74,14 @@ def measure(trees: Mapping[str, Path]) -> Sharing:
     ranges: list[Range] = []
     alone: dict[frozenset[str], int] = {}
     exact = True
+    filesystems: dict[str, int] = {}
     for name, root in trees.items():
+        try:
+            told = btrfs.filesystem_id(root)
+        except OSError:
+            continue
+        # Addresses are those of one filesystem: far apart for each.
+        base = filesystems.setdefault(told, len(filesystems)) << 80
         linked: set[tuple[int, int]] = set()
         pending = [os.fspath(root)]
         while pending:
@@ -89,7 +97,7 @@ def measure(trees: Mapping[str, Path]) -> Sharing:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
-                    exact = _file(entry.path, name, linked, ranges, alone) and exact
+                    exact = _file(entry.path, name, base, linked, ranges, alone) and exact
     used = overlay(ranges)
     for users, count in alone.items():
         used[users] = used.get(users, 0) + count
@@ -99,6 +107,7 @@ def measure(trees: Mapping[str, Path]) -> Sharing:
 def _file(
     path: str,
     user: str,
+    base: int,
     linked: set[tuple[int, int]],
     ranges: list[Range],
     alone: dict[frozenset[str], int],
@@ -124,7 +133,8 @@ def _file(
                 if extent.flags & _ENCODED:
                     told = False
                 if not extent.flags & _NOWHERE:
-                    ranges.append(Range(extent.physical, extent.physical + extent.length, user))
+                    start = base + extent.physical
+                    ranges.append(Range(start, start + extent.length, user))
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 return False

@@ -6,6 +6,9 @@ and goes with the project.  Where the target cannot share data with that place (
 it is ``.cargo-cow/states`` beside the target.  Whether two places share is found by cloning a file
 from one to the other, never from device numbers: Btrfs subvolumes differ in them and share.
 
+Every such store is noted in ``<common git directory>/cargo-cow/stores/``, so that it is listed and
+pruned from every checkout.
+
     <store>/CACHEDIR.TAG
     <store>/lock                    held while names are given and taken
     <store>/baseline-<project>      the id of the project's baseline
@@ -29,6 +32,7 @@ from blake3 import blake3
 
 from cargo_cow import filesystems, git
 from cargo_cow.errors import (
+    CowError,
     FilesystemFailed,
     GitFailed,
     Locked,
@@ -85,11 +89,15 @@ def places(project: Project, build_dir: Path) -> tuple[Path, Path]:
 
 
 class Store(NamedTuple):
-    """One store, seen by one project.  ``shared``: it may hold states of other projects too."""
+    """One store, seen by one project.  ``shared``: it may hold states of other projects too.
+
+    ``far``: it is not this target's, but beside that of another checkout.
+    """
 
     directory: Path
     project: Project
     shared: bool
+    far: bool = False
 
     # -- what is there
 
@@ -350,14 +358,61 @@ def check(directory: Path) -> None:
 # -- which store
 
 
-def stores(project: Project, build_dir: Path) -> list[Store]:
-    """The stores that exist for this project, as seen from one of its targets."""
+def stores(project: Project, build_dir: Path, *, near: bool = False) -> list[Store]:
+    """The stores that exist for this project, as seen from one of its targets.
+
+    With ``near`` only those that the target's own states would be in; else also those beside
+    other targets, as far as they are known (`_note_store`) and ours.
+    """
     common, beside = places(project, build_dir)
-    return [
+    found = [
         store
         for store in (Store(common, project, False), Store(beside, project, True))
         if store.exists()
     ]
+    if near:
+        return found
+    for directory in _noted_stores(project):
+        if directory in (common, beside):
+            continue
+        store = Store(directory, project, True, far=True)
+        try:
+            check(directory)
+        except CowError:
+            continue  # gone with its target, not mounted, or another's by now
+        found.append(store)
+    return found
+
+
+def _notes(project: Project) -> Path:
+    return project.common_dir / "cargo-cow" / "stores"
+
+
+def _note_store(project: Project, directory: Path) -> None:
+    """Leave word of a store beside a target, so that every checkout finds it.
+
+    A file for each, made and never changed: nothing to lock.  Where the repository may not be
+    written to, the store is found from its own target alone.
+    """
+    text = os.fsencode(directory)
+    note = _notes(project) / str(blake3(text).hexdigest())[:16]
+    with contextlib.suppress(OSError):
+        if not note.exists():
+            note.parent.mkdir(parents=True, exist_ok=True)
+            temporary = note.with_name(f".{note.name}.{os.getpid()}.tmp")
+            temporary.write_bytes(text)
+            temporary.replace(note)
+
+
+def _noted_stores(project: Project) -> list[Path]:
+    found = []
+    with contextlib.suppress(OSError):
+        found += [
+            Path(os.fsdecode(note.read_bytes()))
+            for note in sorted(_notes(project).iterdir())
+            if not note.name.startswith(".")
+        ]
+    return found
 
 
 def store_for(project: Project, build_dir: Path, *, allow_copy: bool = False) -> Store:
@@ -371,6 +426,8 @@ def store_for(project: Project, build_dir: Path, *, allow_copy: bool = False) ->
     for store in candidates:
         if shares(build_dir, store.directory):
             store.prepare()
+            if store.shared:
+                _note_store(project, store.directory)
             return store
     if not allow_copy:
         from cargo_cow.filesystems.mounts import filesystem_name
@@ -425,9 +482,14 @@ def _some_file(target: Path) -> Path | None:
     return None
 
 
-def everything(project: Project, build_dir: Path) -> list[tuple[Store, State | Damaged]]:
-    """All states of the project that can be seen from a target, oldest first."""
-    result = [(store, entry) for store in stores(project, build_dir) for entry in store.found()]
+def everything(
+    project: Project, build_dir: Path, *, near: bool = False
+) -> list[tuple[Store, State | Damaged]]:
+    """All states of the project, oldest first; with ``near`` those that share data with the
+    target."""
+    result = [
+        (store, entry) for store in stores(project, build_dir, near=near) for entry in store.found()
+    ]
     return sorted(result, key=lambda pair: pair[1].id)
 
 

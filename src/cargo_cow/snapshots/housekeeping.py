@@ -1,0 +1,163 @@
+"""Keeping house unasked: the user's settings, and a prune after a build when a mark is passed.
+
+On the path of builds that compiled something, so what decides whether there is anything to do
+reads a directory and a small file, asks the filesystem for its free space and git for the settings
+(3 ms); the room that prunes is loaded after that.  It works in the foreground, without a process
+that would outlive the build, and within bounds: `_AT_ONCE` states go per build.  Only automatic
+ones go: those with a name, the baseline, and what somebody changed are never touched unasked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cargo_cow import git
+from cargo_cow.errors import UsageError
+from cargo_cow.snapshots import policy as policies
+
+if TYPE_CHECKING:
+    from cargo_cow.cargo.workspace import Workspace
+
+_AT_ONCE = 4
+_AGAIN = 86_400.0  # seconds after which age and deleted branches are looked at anew
+_MIN_FREE = "5%"
+
+
+class Settings(NamedTuple):
+    """``cargo-cow.*`` of git's configuration: how states are pruned, and whether unasked."""
+
+    policy: policies.Policy
+    automatic: bool
+
+
+def settings(root: Path) -> Settings:
+    """The settings that hold in the repository around ``root``.
+
+    Raises UsageError, which names the setting, for a value that means nothing.
+    """
+    values = _values(root)
+    try:
+        last = values.get("keeplast")
+        age = values.get("keepnewerthan")
+        budget = values.get("budget")
+        keep_last = None if last is None else _count("keepLast", last)
+        if last is None and age is None:
+            keep_last = 10
+        policy = policies.Policy(
+            keep_last=keep_last,
+            keep_newer_than=None if age is None else policies.parse_age(age),
+            drop_deleted=_truth("deleted", values.get("deleted", "true")),
+            drop_merged=_truth("merged", values.get("merged", "false")),
+            drop_vanished=_truth("vanished", values.get("vanished", "false")),
+            budget=None if budget is None else policies.parse_size(budget),
+            min_free=policies.parse_mark(values.get("minfree", _MIN_FREE)),
+        )
+        return Settings(policy, _truth("prune", values.get("prune", "true")))
+    except UsageError as error:
+        raise UsageError(
+            f"git config cargo-cow.…: {error}", hint="git config --get-regexp '^cargo-cow'"
+        ) from None
+
+
+def _values(root: Path) -> dict[str, str]:
+    answer = git.call(["config", "--null", "--get-regexp", r"^cargo-cow\."], root)
+    result = {}
+    for entry in os.fsdecode(answer.output).split("\0"):
+        name, separator, value = entry.partition("\n")
+        # A name without "=" is true (git-config(1)).
+        result[name.removeprefix("cargo-cow.")] = value if separator else "true"
+    return result
+
+
+def _truth(name: str, value: str) -> bool:
+    if value.lower() in ("true", "yes", "on", "1"):
+        return True
+    if value.lower() in ("false", "no", "off", "0", ""):
+        return False
+    raise UsageError(f"{name} is true or false, not {value!a}")
+
+
+def _count(name: str, value: str) -> int:
+    if not value.isdecimal():
+        raise UsageError(f"{name} is a number, not {value!a}")
+    return int(value)
+
+
+def tidy(workspace: Workspace, *, say: Callable[[str], None], quick: bool = False) -> int:
+    """Prune by the settings, if anything may have to go; returns how many states went.
+
+    Nothing may, while the states and the want of space are those of the last time, for a day.
+    ``quick``: what would have to be measured (all extents of all states: 5 s for 100,000 files) is
+    left to the next build.  Raises CowError.
+    """
+    checkout = git.checkout_of(workspace.root)
+    if checkout is None:
+        return 0
+    common = Path(os.path.realpath(checkout.common_dir)) / "cargo-cow"
+    beside = Path(os.path.realpath(workspace.build_dir)).parent / ".cargo-cow"
+    stores = [path / "states" for path in (common, beside)]
+    names = sorted(name for store in stores for name in _states_in(store))
+    if not names:
+        return 0
+    chosen = settings(workspace.root)
+    if not chosen.automatic:
+        return 0
+    policy = chosen.policy
+    assert policy.min_free is not None
+    low = any(
+        space.free < policy.min_free.of(space.total)
+        for space in policies.space_of(store for store in stores if store.is_dir()).values()
+    )
+    if quick and (low or policy.budget is not None):
+        return 0
+    note = common / "tidied.json"
+    seen = [names, low, [str(value) for value in policy]]
+    if _noted(note) == seen:
+        return 0
+    from cargo_cow.snapshots import pruning
+    from cargo_cow.snapshots.state import State
+
+    wanted = pruning.plan(workspace, policy, sizes=False)
+    going = [decision for decision in wanted.going if isinstance(decision.entry, State)]
+    now = tuple(going[:_AT_ONCE])
+    removed: tuple[str, ...] = ()
+    if now:
+        removed = pruning.prune(workspace, wanted._replace(decisions=now), say=say).removed
+    if len(now) == len(going):
+        _leave(note, [[name for name in names if name not in removed], low, seen[2]])
+    if removed:
+        why = f" ({now[0].reason})" if len(now) == 1 else ""
+        say(f"pruned {len(removed)} automatic state(s){why}; see git config cargo-cow.prune")
+    return len(removed)
+
+
+def _states_in(store: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(store) if name[:8].isdecimal()]  # noqa: PTH208
+    except OSError:
+        return []
+
+
+def _noted(note: Path) -> object:
+    try:
+        if time.time() - note.stat().st_mtime > _AGAIN:
+            return None
+        value: object = json.loads(note.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value
+
+
+def _leave(note: Path, value: object) -> None:
+    """Leave word of what was looked at; without it the next build looks again."""
+    temporary = note.with_name(f".{note.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(value))
+        temporary.replace(note)
+    except OSError:
+        return
