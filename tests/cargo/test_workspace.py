@@ -87,3 +87,15 @@ def test_no_project_and_a_broken_one(root: Path, tmp_path: Path) -> None:
     with pytest.raises(CargoFailed) as caught:
         workspace.load(root)
     assert caught.value.hint
+
+
+def test_a_cargo_that_cannot_be_run(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cargo").write_text("not a program")
+    monkeypatch.setenv("CARGO", str(tmp_path / "cargo"))
+    with pytest.raises(CargoFailed, match="Permission denied"):
+        workspace.load(root)
+    monkeypatch.delenv("CARGO")
+    with pytest.raises(CargoFailed, match="not there any more"):
+        workspace.load(root / "gone")

@@ -553,7 +553,9 @@ def test_a_read_only_repository_says_so_in_one_line(tiny: Path) -> None:
     try:
         told = cow(tiny, tiny.parent, "snapshot", "create", "two")
         assert told.status == TargetUnusable.exit_code
-        assert len(told.output.splitlines()) == 1, told.output
+        error, hint = told.output.splitlines()
+        assert error.startswith("error: ")
+        assert hint.startswith("  hint: ")
         assert cow(tiny, tiny.parent, "snapshot", "list").status == 0
     finally:
         subprocess.run([chattr, "-i", _store(tiny)], check=True)

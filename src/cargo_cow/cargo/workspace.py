@@ -147,9 +147,12 @@ def _ask_cargo(directory: str, arguments: list[str], toolchain: list[str]) -> _A
     ]
     try:
         result = subprocess.run(command, cwd=directory, capture_output=True, check=False)
-    except FileNotFoundError:
+    except OSError as error:
+        cause = "not found" if isinstance(error, FileNotFoundError) else error.strerror
+        if not os.path.isdir(directory):
+            raise CargoFailed(f"{directory} is not there any more") from None
         raise CargoFailed(
-            f"{command[0]}: not found", hint="install Rust, or put cargo on PATH"
+            f"{command[0]}: {cause}", hint="install Rust, or put cargo on PATH"
         ) from None
     if result.returncode != 0:
         text = os.fsdecode(result.stderr).strip()

@@ -88,7 +88,10 @@ def listing(*, sizes: bool, style: str) -> int:
     project = store.project_of(workspace.root)
     build_dir = workspace.build_dir.resolve()
     entries = [entry for _, entry in store.everything(project, build_dir)]
-    leftovers = [path for place in store.stores(project, build_dir) for path in place.leftovers()]
+    stores = store.stores(project, build_dir)
+    for path in (path for place in stores for path in place.closed()):
+        render.say(f"{path} is left over from another user, who alone can remove it")
+    leftovers = [path for place in stores for path in place.leftovers()]
     if leftovers:
         render.say(
             f"{len(leftovers)} leftover(s) of interrupted commands; the next create, prune or "

@@ -42,6 +42,11 @@ def _failure(error: OSError, doing: str, path: Path) -> CowError:
     message = f"{doing} {path}: {cause}{'' if os.fspath(path) in where else where}"
     if error.errno in NO_SPACE:
         return NoSpace(message)
+    if error.errno == errno.EROFS:
+        return TargetUnusable(message, hint="mount it writable; dmesg may say why it is not")
     if error.errno in FORBIDDEN:
-        return TargetUnusable(message)
+        owner = path
+        while not os.path.lexists(owner) and owner != owner.parent:
+            owner = owner.parent
+        return TargetUnusable(message, hint=f"see whose it is, and its mode: ls -ld {owner}")
     return FilesystemFailed(message)

@@ -257,7 +257,7 @@ def _facts(policy: Policy, root: Path) -> Facts:
     if not policy.drop_merged:
         return Facts(now, branches)
     checkouts = git.checkouts(root)
-    into = policy.merged_into or next((one.branch for one in checkouts if one.is_main), None)
+    into = policy.merged_into or _trunk(checkouts[0])
     if into is None or into.startswith("-"):
         raise UsageError(
             "it is not clear into what branches should be merged: --merged-into BRANCH"
@@ -267,6 +267,15 @@ def _facts(policy: Policy, root: Path) -> Facts:
     )
     busy = {checkout.branch for checkout in checkouts} | {into}
     return Facts(now, branches, _branches(merged) - busy, into)
+
+
+def _trunk(main: git.Checkout) -> str | None:
+    """What the main checkout is at, as git can be asked for it: its branch, else its commit (a
+    bisect, a detached HEAD); for a bare repository its default branch."""
+    if main.branch is None and main.bare:
+        answer = git.call(["symbolic-ref", "--quiet", "--short", "HEAD"], main.common_dir)
+        return os.fsdecode(answer.output).strip() or None
+    return main.branch or main.head
 
 
 def _branches(output: bytes) -> frozenset[str]:

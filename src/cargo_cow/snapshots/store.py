@@ -25,6 +25,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,7 +44,7 @@ from cargo_cow.errors import (
 )
 from cargo_cow.filesystems import btrfs, temporaries
 from cargo_cow.filesystems.clocks import temporary_file
-from cargo_cow.filesystems.failures import UNSUPPORTED, translated
+from cargo_cow.filesystems.failures import NO_SPACE, UNSUPPORTED, translated
 from cargo_cow.snapshots import state as states
 from cargo_cow.snapshots.state import Damaged, State
 
@@ -214,10 +215,21 @@ class Store(NamedTuple):
         doomed = filesystems.temporary_sibling(entry.path)
         try:
             with translated("delete", entry.path):
-                entry.path.rename(doomed)
+                try:
+                    entry.path.rename(doomed)
+                except OSError as error:
+                    if error.errno not in NO_SPACE:
+                        raise
+                    # No room for a rename, but Btrfs lets unlink have some, at a quota as well:
+                    # without its file a state is none.  Killed now, it is "not usable", and goes
+                    # with the next prune.
+                    doomed = entry.path
+                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                        (doomed / states.STATE_FILE).unlink()
                 if self.baseline() == entry.id:
                     self._baseline_file().unlink(missing_ok=True)
-                _sync(self.directory)
+                with contextlib.suppress(OSError) if doomed == entry.path else nullcontext():
+                    _sync(self.directory)
         except BaseException:
             if descriptor is not None:
                 os.close(descriptor)
@@ -234,6 +246,15 @@ class Store(NamedTuple):
             for path in filesystems.stale_temporaries(self.directory, name)
         ]
 
+    def closed(self) -> list[Path]:
+        """Leftovers that we may not even open: of another user, who alone can remove them."""
+        found = [
+            self.directory / name
+            for name in _names(self.directory)
+            if filesystems.is_temporary(Path(name))
+        ]
+        return [path for path in found if not os.access(path, os.R_OK)]
+
     def collect(self) -> list[Path]:
         """Remove what killed commands left; returns it."""
         return [
@@ -243,10 +264,7 @@ class Store(NamedTuple):
         ]
 
     def _temporary_names(self) -> list[str]:
-        try:
-            found = [Path(name) for name in os.listdir(self.directory)]  # noqa: PTH208
-        except OSError:
-            return []
+        found = [Path(name) for name in _names(self.directory)]
         return sorted(
             {
                 path.name[1:].rpartition(".cow-")[0]
@@ -254,6 +272,13 @@ class Store(NamedTuple):
                 if filesystems.is_temporary(path)
             }
         )
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))  # noqa: PTH208 - names are what we want
+    except OSError:
+        return []
 
 
 _doomed: dict[Path, int] = {}
