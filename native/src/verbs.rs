@@ -1,13 +1,14 @@
 //! The verbs: command lines in, one JSON object on stdout out.
 
-use std::ffi::OsString;
-use std::io::Write;
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::clone_tree::{self, Mode, Options};
+use crate::clone_tree::{self, Mode, Options, Selection};
 
 /// Version of the command lines and outputs below.  Python refuses another one.
 const PROTOCOL: u32 = 1;
@@ -75,10 +76,11 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
     }
 }
 
-/// `[--mode auto|reflink|copy] [--exclude RELATIVE]... [--threads N] [--] SRC DST`
+/// `[--mode auto|reflink|copy] [--exclude RELATIVE]... [--only -] [--threads N] [--] SRC DST`
 fn clone_options(arguments: &[OsString]) -> Result<Options, Failure> {
     let mut mode = Mode::Auto;
     let mut exclude = Vec::new();
+    let mut only = None;
     let mut threads = None;
     let mut positional: Vec<PathBuf> = Vec::new();
     let mut rest = arguments.iter();
@@ -105,13 +107,13 @@ fn clone_options(arguments: &[OsString]) -> Result<Options, Failure> {
                     other => return Err(Failure::usage(format!("unknown mode {other}"))),
                 };
             }
-            "--exclude" => exclude.push(
-                // `./a/` and `a` are one name.
-                Path::new(value)
-                    .components()
-                    .filter(|part| *part != Component::CurDir)
-                    .collect(),
-            ),
+            "--exclude" => exclude.push(relative(value)),
+            "--only" => {
+                if value != "-" {
+                    return Err(Failure::usage("--only reads names from stdin: --only -"));
+                }
+                only = Some(selection()?);
+            }
             "--threads" => {
                 threads = match value.to_string_lossy().parse() {
                     Ok(count) if count > 0 => Some(count),
@@ -127,8 +129,32 @@ fn clone_options(arguments: &[OsString]) -> Result<Options, Failure> {
     Ok(Options {
         mode,
         exclude,
+        only,
         threads,
         source,
         destination,
     })
+}
+
+/// `./a/` and `a` are one name.
+fn relative(name: &OsStr) -> PathBuf {
+    Path::new(name)
+        .components()
+        .filter(|part| *part != Component::CurDir)
+        .collect()
+}
+
+/// Names from stdin, each ended by a NUL.
+fn selection() -> Result<Selection, Failure> {
+    let mut names = Vec::new();
+    std::io::stdin()
+        .lock()
+        .read_to_end(&mut names)
+        .map_err(|error| Failure::usage(format!("cannot read the names: {error}")))?;
+    Ok(Selection::new(
+        names
+            .split(|byte| *byte == 0)
+            .filter(|name| !name.is_empty())
+            .map(|name| relative(OsStr::from_bytes(name))),
+    ))
 }

@@ -83,19 +83,29 @@ def _is_program(path: Path) -> bool:
 
 
 def clone_tree(
-    src: Path, dst: Path, mode: Mode = "auto", *, exclude: Iterable[str | Path] = ()
+    src: Path,
+    dst: Path,
+    mode: Mode = "auto",
+    *,
+    exclude: Iterable[str | Path] = (),
+    only: Iterable[str] | None = None,
 ) -> CloneTree:
     """Clones the directory ``src`` to ``dst``, which does not exist or is empty.
 
     ``reflink`` demands shared extents, ``copy`` forbids them, ``auto`` shares what can be shared
-    and says why the rest was copied.  ``exclude`` names are relative to ``src``.
+    and says why the rest was copied.  ``exclude`` names are relative to ``src``, as are those of
+    ``only``: with it nothing but these files and directories, and what leads to them, is taken.
 
     Raises NoSpace or FilesystemFailed; ``dst`` is then incomplete and the caller's to remove.
     """
     arguments: list[str | Path] = ["--clone-tree", "--mode", mode]
     for name in exclude:
         arguments += ["--exclude", name]
-    reply = _ask([*arguments, "--", src, dst])
+    names = None
+    if only is not None:
+        arguments += ["--only", "-"]
+        names = b"".join(os.fsencode(name) + b"\0" for name in only)
+    reply = _ask([*arguments, "--", src, dst], names)
     # Fields that a later program adds are not ours to know.
     return CloneTree(**{name: reply[name] for name in CloneTree._fields})
 
@@ -108,13 +118,17 @@ def version() -> str:
     return str(reply["version"])
 
 
-def _ask(arguments: Sequence[str | Path]) -> dict[str, Any]:
+def _ask(arguments: Sequence[str | Path], given: bytes | None = None) -> dict[str, Any]:
     import subprocess
 
     path = program()
     try:
         run = subprocess.run(
-            [path, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False
+            [path, *arguments],
+            stdin=subprocess.DEVNULL if given is None else None,
+            input=given,
+            capture_output=True,
+            check=False,
         )
     except OSError as error:
         raise NativeMissing(f"cannot run {path}: {error.strerror}") from error

@@ -72,6 +72,23 @@ def test_everything_is_kept(planted: Path, trees: Any, mode: native.Mode) -> Non
     assert (done.vanished, done.changed, done.special, done.attributes_dropped) == (0, 0, 0, 0)
 
 
+def test_only_what_is_named_is_taken(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for name in ("deps/a", "deps/b", "deps/in/c", "build/x/out/d", "build/y/e", "f"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    os.link(tree / "deps/a", tree / "build/x/linked")
+    (tree / "link").symlink_to("f")
+    clone = tmp_path / "clone"
+    names = ["deps/a", "build/x", "./deps/in/", "no/such", "f/under-a-file", "link/behind"]
+    done = native.clone_tree(tree, clone, only=names)
+    found = sorted(str(path.relative_to(clone)) for path in clone.rglob("*") if path.is_file())
+    assert found == ["build/x/linked", "build/x/out/d", "deps/a", "deps/in/c"]
+    assert (clone / "deps/a").stat().st_ino == (clone / "build/x/linked").stat().st_ino
+    assert (done.files, done.hard_links, done.symlinks) == (3, 1, 0)
+    assert native.clone_tree(tree, tmp_path / "none", only=[]).files == 0
+
+
 def test_extents_are_shared_where_it_says_so(planted: Path) -> None:
     clone = planted.with_name("clone")
     done = native.clone_tree(planted, clone)

@@ -14,7 +14,7 @@ mod attributes;
 mod file;
 mod walk;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -42,9 +42,44 @@ pub struct Options {
     pub mode: Mode,
     /// Relative to the source; a directory is left out with all below it.
     pub exclude: Vec<PathBuf>,
+    /// Nothing but these is taken, and the directories on the way to them.
+    pub only: Option<Selection>,
     pub threads: Option<usize>,
     pub source: PathBuf,
     pub destination: PathBuf,
+}
+
+/// Parts of a tree: files, and directories with all below them.  Relative to the source.
+#[derive(Debug, Default)]
+pub struct Selection {
+    named: HashSet<PathBuf>,
+    on_the_way: HashSet<PathBuf>,
+}
+
+impl Selection {
+    /// Names that do not exist are no error: a live tree changes.
+    pub fn new(names: impl IntoIterator<Item = PathBuf>) -> Self {
+        let mut selection = Self::default();
+        for name in names {
+            let mut above = name.parent();
+            while let Some(directory) = above {
+                if !selection.on_the_way.insert(directory.to_path_buf()) {
+                    break;
+                }
+                above = directory.parent();
+            }
+            selection.named.insert(name);
+        }
+        selection
+    }
+
+    fn names(&self, path: &Path) -> bool {
+        self.named.contains(path)
+    }
+
+    fn leads_on(&self, path: &Path) -> bool {
+        self.on_the_way.contains(path)
+    }
 }
 
 /// What one worker did.

@@ -73,12 +73,15 @@ struct Pair {
     destination: OwnedFd,
     /// Relative to both roots; empty for the roots themselves.
     path: PathBuf,
+    /// Whether all that is in it is taken; else what is selected.
+    whole: bool,
 }
 
 enum Job {
     Directory {
         parent: Arc<Pair>,
         name: CString,
+        whole: bool,
     },
     Files {
         pair: Arc<Pair>,
@@ -121,6 +124,7 @@ pub fn clone(options: &Options, source: OwnedFd, destination: &OwnedFd) -> Resul
         source,
         destination: rustix::io::fcntl_dupfd_cloexec(destination, 0).map_err(failed)?,
         path: PathBuf::new(),
+        whole: options.only.is_none(),
     };
     let mut tally = Tally::default();
     cloner.contents(root, &stat, &mut tally)?;
@@ -195,7 +199,11 @@ impl Cloner<'_> {
         let mut tally = Tally::default();
         while let Some(job) = self.queue.next() {
             let result = catch_unwind(AssertUnwindSafe(|| match job {
-                Job::Directory { parent, name } => self.directory(&parent, &name, &mut tally),
+                Job::Directory {
+                    parent,
+                    name,
+                    whole,
+                } => self.directory(&parent, &name, whole, &mut tally),
                 Job::Files { pair, names } => names
                     .iter()
                     .try_for_each(|name| self.file(&pair, name, &mut tally)),
@@ -212,7 +220,13 @@ impl Cloner<'_> {
         tally
     }
 
-    fn directory(&self, parent: &Pair, name: &CStr, tally: &mut Tally) -> Result<(), Failure> {
+    fn directory(
+        &self,
+        parent: &Pair,
+        name: &CStr,
+        whole: bool,
+        tally: &mut Tally,
+    ) -> Result<(), Failure> {
         let path = parent.path.join(os(name));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let source = match rustix::fs::openat(&parent.source, name, flags, FileMode::empty()) {
@@ -234,6 +248,7 @@ impl Cloner<'_> {
             source,
             destination,
             path,
+            whole,
         };
         self.contents(pair, &stat, tally)
     }
@@ -272,6 +287,17 @@ impl Cloner<'_> {
                 tally.excluded += 1;
                 continue;
             }
+            let (mut whole, mut way) = (pair.whole, false);
+            if let Some(only) = &self.options.only
+                && !whole
+            {
+                let path = pair.path.join(os(name));
+                whole = only.names(&path);
+                way = only.leads_on(&path);
+                if !whole && !way {
+                    continue;
+                }
+            }
             let mut file_type = entry.file_type();
             if file_type == FileType::Unknown {
                 let flags = AtFlags::SYMLINK_NOFOLLOW;
@@ -288,8 +314,10 @@ impl Cloner<'_> {
             }
             let name = c_string(name.to_bytes());
             match file_type {
+                FileType::Directory => directories.push((name, whole)),
+                // A file where a directory was expected: what is below it is gone.
+                _ if way && !whole => {}
                 FileType::RegularFile => files.push(name),
-                FileType::Directory => directories.push(name),
                 FileType::Symlink => symlinks.push(name),
                 // A socket or pipe is somebody's running process, not build state.
                 _ => tally.special += 1,
@@ -305,9 +333,10 @@ impl Cloner<'_> {
             }));
             files.clear();
         }
-        jobs.extend(directories.into_iter().map(|name| Job::Directory {
+        jobs.extend(directories.into_iter().map(|(name, whole)| Job::Directory {
             parent: Arc::clone(&pair),
             name,
+            whole,
         }));
         if !jobs.is_empty() {
             self.queue.push(jobs);

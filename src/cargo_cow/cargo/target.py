@@ -260,6 +260,31 @@ class Unit:
         }
         return [path for path in outputs.get("", ()) if os.path.basename(path) in names]
 
+    def parts(self) -> list[str]:
+        """Everything on disk that is this unit's alone (absolute): the fingerprint directory last.
+
+        Directories count with all below them.  Hard links that Cargo makes again even for a fresh
+        unit (``<profile>/<program>``) and rustc's incremental state are not among them.
+        """
+        if self.profile.layout == "new":
+            return [os.path.dirname(self.directory)]
+        if self.is_script_run or self.stem.startswith("build-script-"):
+            return [f"{self.profile.directory}/build/{self.package}-{self.hash}", self.directory]
+        return [*self.files(), self.directory]
+
+    @property
+    def shares_names(self) -> bool:
+        """Whether the unit's outputs have names without its hash, which other units have, too.
+
+        A path package's dynamic library in the legacy layout (``should_use_metadata``).
+        """
+        return (
+            self.profile.layout == "legacy"
+            and not self.is_script_run
+            and not self.stem.startswith("build-script-")
+            and self.hash not in self.profile.outputs_by_hash()
+        )
+
     def compared_outputs(self) -> list[str]:
         """The outputs whose mtimes Cargo compares with those of the dependencies."""
         if self.is_script_run:
@@ -372,6 +397,41 @@ def mtime(path: str) -> int | None:
         return os.stat(path).st_mtime_ns
     except OSError:
         return None
+
+
+class Session(NamedTuple):
+    """rustc's incremental state of one crate: its directory, and when its last session began (µs).
+
+    ``directory`` is the name below ``<profile>/incremental``: ``<crate>-<id>``, where the id does
+    not follow from anything that Cargo leaves on disk.
+    """
+
+    directory: str
+    began: int
+
+
+def sessions(profile: Profile) -> dict[str, list[Session]]:
+    """The finished incremental state below a profile, by crate name.
+
+    Source: ``rustc_incremental/persist/fs.rs``: ``s-<microseconds>-<random>-<svh>``, numbers to the
+    base of 36; a session that is not finished ends with ``-working``.
+    """
+    found: dict[str, list[Session]] = {}
+    for entry in _entries(f"{profile.directory}/incremental"):
+        crate, dash, _ = entry.name.rpartition("-")
+        if not dash or not entry.is_dir(follow_symlinks=False):
+            continue
+        began = 0
+        for inner in _entries(entry.path):
+            words = inner.name.split("-")
+            if len(words) == 4 and words[0] == "s" and words[3] != "working":
+                try:
+                    began = max(began, int(words[1], 36))
+                except ValueError:
+                    continue
+        if began:
+            found.setdefault(crate, []).append(Session(entry.name, began))
+    return found
 
 
 def _read(path: str) -> bytes | None:

@@ -46,11 +46,9 @@ def _run(event: str, directory: Path) -> None:
     workspace = load(directory)
     if not profile_directories(os.fspath(workspace.build_dir)):
         return
-    from cargo_cow import prepare
+    from cargo_cow.snapshots import housekeeping, switching
 
-    prepare.prepare(workspace, wait=False, say=_say)
-    from cargo_cow.snapshots import housekeeping
-
+    switching.switched(workspace, wait=False, say=_say)
     housekeeping.tidy(workspace, say=_say, quick=True)
 
 

@@ -95,10 +95,10 @@ def _prepare(arguments: list[str]) -> _Ready | None:
     place = place_of(workspace)
     if unchanged.holds(place):
         return _Ready(workspace, place, noted=True)
-    from cargo_cow import prepare
+    from cargo_cow.snapshots import switching
 
     try:
-        report = prepare.prepare(workspace, say=_say)
+        report = switching.switched(workspace, say=_say, again=False)
     except CowError as error:
         _warn(f"not prepared: {error}", error.hint)
     else:
@@ -109,6 +109,8 @@ def _prepare(arguments: list[str]) -> _Ready | None:
                 f"{report.plan.count('proven')} units proven, {report.plan.count('kept')} kept, "
                 f"{len(report.plan.drop)} dropped"
             )
+        elif report.grafted:
+            _say(f"{report.grafted} units came back from states and other checkouts")
     return _Ready(workspace, place, noted=False)
 
 

@@ -20,7 +20,7 @@ from cargo_cow.prepare import Report
     "--from",
     "donor",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Clone the target of this checkout (default: the one whose tree differs least).",
+    help="Clone the target of this checkout, or this state's directory (default: the nearest).",
 )
 @click.option("--no-copy", is_flag=True, help="Do nothing where only a plain copy is possible.")
 @click.option("--target-dir", help="The target directory, as Cargo's option of that name.")
@@ -45,17 +45,19 @@ def command(
 ) -> int:
     """Make this checkout's target as fresh as can be proved.
 
-    Where there is no target, that of the nearest built checkout of the same repository is cloned
-    (a snapshot on Btrfs, shared extents on XFS and the like, else a copy).  Then every unit is
-    compared with the files here, by content: units that match are marked so that Cargo calls them
-    fresh, the others are left for Cargo to rebuild.
+    Where there is no target, that of the nearest built checkout of the same repository, or the
+    nearest state, is cloned (a snapshot on Btrfs, shared extents on XFS and the like, else a copy).
+    Then every unit is compared with the files here, by content: units that match are marked so that
+    Cargo calls them fresh.  What does not match is taken from a state or another checkout that has
+    it, and else left for Cargo to rebuild.  After a `git switch`, what was built before is kept as
+    an automatic state first.
 
     \b
     Examples:
       cargo cow prepare --dry-run        what would be fresh, and what not
       cargo cow prepare --from ../main   clone the target of ../main
     """
-    from cargo_cow import prepare
+    from cargo_cow.snapshots import switching
 
     arguments = []
     if target_dir is not None:
@@ -68,7 +70,7 @@ def command(
 
     try:
         workspace = load(Path.cwd(), arguments)
-        report = prepare.prepare(
+        report = switching.switched(
             workspace, donor=donor, dry_run=dry_run, say=say, allow_copy=not no_copy
         )
     except CowError as error:
@@ -96,6 +98,8 @@ def as_json(report: Report) -> dict[str, object]:
         "refused": [{"path": os.fspath(path), "reason": why} for path, why in report.refused],
         "notes": list(report.notes),
         "identity": None if report.identity is None else report.identity.as_json(),
+        "grafted": report.grafted,
+        "kept": None if report.kept is None else os.fspath(report.kept),
         "units": []
         if report.plan is None
         else [
@@ -117,7 +121,7 @@ def _summary(report: Report) -> str:
     where = "in place" if report.donor is None else f"cloned from {report.donor} ({report.method})"
     return (
         f"target {where}: {plan.count('proven')} units proven, {plan.count('kept')} kept, "
-        f"{len(plan.drop)} dropped"
+        f"{len(plan.drop)} dropped" + (f", {report.grafted} grafted" if report.grafted else "")
     )
 
 

@@ -20,11 +20,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cargo_cow.filesystems.clocks import GRANULE_NS, clock, granule
-    from cargo_cow.filesystems.cloning import CloneReport, clone_target, convert, create_target
+    from cargo_cow.filesystems.cloning import (
+        CloneReport,
+        clone_parts,
+        clone_target,
+        convert,
+        create_target,
+    )
     from cargo_cow.filesystems.extents import Usage, usage
     from cargo_cow.filesystems.probing import Capabilities, probe
     from cargo_cow.filesystems.removal import remove_stale, remove_target
-    from cargo_cow.filesystems.renaming import exchange, publish
+    from cargo_cow.filesystems.renaming import exchange, publish, supersede
     from cargo_cow.filesystems.temporaries import (
         is_temporary,
         stale_temporaries,
@@ -37,6 +43,7 @@ __all__ = [
     "CloneReport",
     "Usage",
     "clock",
+    "clone_parts",
     "clone_target",
     "convert",
     "create_target",
@@ -48,17 +55,18 @@ __all__ = [
     "remove_stale",
     "remove_target",
     "stale_temporaries",
+    "supersede",
     "temporary_sibling",
     "usage",
 ]
 
 _HOME = {
     "clocks": ("GRANULE_NS", "clock", "granule"),
-    "cloning": ("CloneReport", "clone_target", "convert", "create_target"),
+    "cloning": ("CloneReport", "clone_parts", "clone_target", "convert", "create_target"),
     "extents": ("Usage", "usage"),
     "probing": ("Capabilities", "probe"),
     "removal": ("remove_stale", "remove_target"),
-    "renaming": ("exchange", "publish"),
+    "renaming": ("exchange", "publish", "supersede"),
     "temporaries": ("is_temporary", "stale_temporaries", "temporary_sibling"),
 }
 

@@ -19,6 +19,7 @@ from cargo_cow.filesystems.mounts import mounts_within, refuse_unusable
 from cargo_cow.filesystems.removal import discard, remove_target
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from cargo_cow import native
@@ -91,6 +92,31 @@ def clone_target(source: Path, dest: Path, *, allow_copy: bool = True) -> CloneR
             return CloneReport("snapshot", 0, seconds, 0, 0, {}, notes)
         report = _clone_tree(source, dest, "auto" if allow_copy else "reflink")
     return report._replace(seconds=time.perf_counter() - started, notes=notes + report.notes)
+
+
+def clone_parts(
+    source: Path, dest: Path, names: Iterable[str], *, allow_copy: bool = True
+) -> CloneReport:
+    """Clone some files and directories of the target ``source`` into the new directory ``dest``.
+
+    ``names`` are relative, and stay so; one that does not exist is left out.  ``dest`` is no
+    subvolume, so that what is in it can be renamed into the target around it; if it has a
+    temporary's name it is held until it is removed.  Raises as `clone_target`; what was
+    made is then removed.
+    """
+    from cargo_cow import native  # starts processes: loaded where one is started
+
+    started = time.perf_counter()
+    with translated("clone parts of", source):
+        temporaries.make(dest, dest.mkdir)
+        try:
+            part = native.clone_tree(source, dest, "auto" if allow_copy else "reflink", only=names)
+            if part.copied_files:
+                syscalls.sync_filesystem(dest)  # see `_fill`
+        except BaseException:
+            discard(dest)
+            raise
+    return _report([part])._replace(seconds=time.perf_counter() - started)
 
 
 def convert(path: Path) -> CloneReport | None:
@@ -192,6 +218,11 @@ def _fill(source: Path, dest: Path, mode: Literal["auto", "reflink"]) -> CloneRe
     except BaseException:
         discard(dest)
         raise
+    return _report(parts)
+
+
+def _report(parts: list[native.CloneTree]) -> CloneReport:
+    copied = sum(part.copied_files for part in parts)
     reasons: dict[str, int] = {}
     for part in parts:
         for name, count in part.copied_reasons.items():

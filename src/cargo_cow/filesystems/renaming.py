@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from pathlib import Path
 
 from cargo_cow.errors import FilesystemFailed
@@ -51,6 +52,29 @@ def exchange(one: Path, other: Path) -> None:
         for path in (one, other):
             temporaries.hold_again(path)
         _sync_parents(one, other)
+
+
+def supersede(new: Path, old: Path) -> None:
+    """Let ``new`` take the name ``old``, in one step where that can be; not durably.
+
+    A directory that had the name is left as ``new`` (where names can be exchanged), or aside with
+    ``.old`` behind it: the caller removes what it no longer needs.  Raises OSError.
+    """
+    try:
+        is_directory = stat.S_ISDIR(os.lstat(old).st_mode)
+    except FileNotFoundError:
+        new.rename(old)
+        return
+    if not is_directory:
+        new.replace(old)
+        return
+    try:
+        syscalls.rename(new, old, syscalls.RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        old.rename(new.with_name(f"{new.name}.old"))
+        new.rename(old)
 
 
 def _rename_onto_own_directory(temporary: Path, dest: Path) -> None:

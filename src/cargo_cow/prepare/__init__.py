@@ -1,7 +1,8 @@
 """The mechanism: make a target as fresh as can be proved, then let Cargo judge.
 
 One operation serves every case: a new worktree (the target is missing: clone the nearest donor),
-a branch switch, a stash, a rebase (the target is there: prove what Cargo would call newer).
+a branch switch, a stash, a rebase (the target is there: prove what Cargo would call newer, and
+graft what another target of the project has).  `snapshots.switching` does the same with states.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +21,16 @@ from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import CloneReport
 from cargo_cow.filesystems.failures import translated
-from cargo_cow.prepare import donors, identity, proof, record, stamp, unchanged
+from cargo_cow.prepare import donors, grafting, identity, proof, record, stamp, unchanged
 from cargo_cow.prepare.capture import Capture, Capturer
 from cargo_cow.prepare.contents import Contents
+from cargo_cow.prepare.grafting import Grafted, GraftPlan, Taking
 from cargo_cow.prepare.identity import Identity, Seen
 from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place, place_of
 from cargo_cow.prepare.proof import Plan
 from cargo_cow.prepare.record import Record
+from cargo_cow.prepare.sources import Source
 from cargo_cow.prepare.stamp import Applied
 
 _MEMO = ".cargo-cow/contents.json"
@@ -39,7 +42,8 @@ class Report(NamedTuple):
 
     ``method``: "in place", "snapshot", "reflink", "copy", or "none" (nothing to prepare and no
     donor).  ``seconds`` by part: capture, clone, prove, apply, publish.  ``identity`` is where
-    rustc will see the checkout.
+    rustc will see the checkout.  ``grafted`` units came from other targets than the donor, ``kept``
+    is the state that was made of what was there.
     """
 
     method: str
@@ -51,6 +55,25 @@ class Report(NamedTuple):
     seconds: dict[str, float]
     notes: tuple[str, ...]
     identity: Identity | None = None
+    grafted: int = 0
+    kept: Path | None = None
+
+
+class Look(NamedTuple):
+    """A target in place as it was found, before anything is done to it.
+
+    ``missing`` are keys of units that Cargo will build again, and that another target might spare
+    it.  ``t0`` (ns) was read before anything else was.
+    """
+
+    place: Place
+    target: Target
+    t0: int
+    contents: Contents
+    packages: Packages
+    plan: Plan
+    missing: tuple[str, ...]
+    seconds: dict[str, float]
 
 
 def _silent(_: str) -> None:
@@ -74,6 +97,19 @@ def prepare(
     or the new one, whole.
     """
     place = place_of(workspace)
+    found = look(workspace, place, wait=wait or dry_run)
+    if found is None:
+        return bring(place, donor=donor, dry_run=dry_run, say=say, allow_copy=allow_copy)
+    if donor is not None:
+        say(f"{place.build_dir} is there already: the donor is not used")
+    return settle(found, dry_run=dry_run, wait=wait, say=say)
+
+
+def look(workspace: Workspace, place: Place, *, wait: bool = True) -> Look | None:
+    """What there is to do to a target in place; None if nothing is built there.
+
+    Touches nothing.  Raises CowError; without ``wait`` Locked, where a build runs in the target.
+    """
     if os.path.lexists(workspace.build_dir) and not os.path.isdir(place.build_dir):
         raise TargetUnusable(
             f"{workspace.build_dir} is not a directory",
@@ -81,52 +117,152 @@ def prepare(
         )
     with translated("preparing", Path(place.build_dir)):
         target = Target(place.build_dir)
-        if target.profiles:
-            if donor is not None:
-                say(f"{place.build_dir} is there already: the donor is not used")
-            report = _in_place(target, place, dry_run, say, wait)
-        else:
-            report = _from_donor(place, donor, dry_run, say, allow_copy)
+        if not target.profiles:
+            return None
+        if not wait:
+            # Told now, not after the work of a proof.
+            with build_lock(place.build_dir, wait=False):
+                pass
+        t0 = _t0(Path(place.build_dir))
+        contents = Contents(f"{place.build_dir}/{_MEMO}")
+        packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
+        started = time.monotonic()
+        proven = proof.Proof(target, place, contents, packages, False, {})
+        plan = proven.plan()
+        missing = grafting.wanted(plan.verdicts, proven)
+        seconds = {"prove": time.monotonic() - started}
+        return Look(place, target, t0, contents, packages, plan, missing, seconds)
+
+
+def grafts_for(found: Look, sources: Sequence[Source]) -> GraftPlan:
+    """What to take from ``sources`` (nearest first) into the target in place.  Touches nothing."""
+    started = time.monotonic()
+    with translated("preparing", Path(found.place.build_dir)):
+        wanted = grafting.plan(
+            found.target,
+            found.place,
+            found.contents,
+            found.packages,
+            found.plan,
+            sources,
+            cloned=False,
+        )
+    found.seconds["plan"] = found.seconds.get("plan", 0.0) + time.monotonic() - started
+    return wanted
+
+
+def settle(
+    found: Look,
+    *,
+    grafts: GraftPlan | None = None,
+    dry_run: bool = False,
+    wait: bool = True,
+    say: Callable[[str], None] = _silent,
+) -> Report:
+    """Do what `look` found to a target in place, and what `grafts_for` planned.
+
+    States among the sources are the caller's to keep from being deleted.  Raises CowError; without
+    ``wait`` Locked, where a build runs in the target.
+    """
+    report = _settled(found, grafts, dry_run, wait, say)
+    # Once the target is there: it says where the state in it was made.
+    decided = identity.plan(found.place) if dry_run else identity.settle(found.place)
+    return report._replace(identity=decided)
+
+
+def _settled(
+    found: Look,
+    grafts: GraftPlan | None,
+    dry_run: bool,
+    wait: bool,
+    say: Callable[[str], None],
+) -> Report:
+    place, plan, seconds = found.place, found.plan, found.seconds
+    takings = grafts.takings if grafts is not None else ()
+    done = Grafted(frozenset(), 0, ())
+    if not dry_run:
+        grafting.sweep(Path(place.build_dir))
+    if dry_run or (plan.changes_nothing and not takings):
+        if not dry_run:
+            found.contents.save()
+        return Report("in place", None, plan, None, None, (), seconds, ())
+    started = time.monotonic()
+    with (
+        translated("preparing", Path(place.build_dir)),
+        build_lock(place.build_dir, wait=wait, waiting=lambda path: say(_waiting(path))),
+    ):
+        # Another build may have run while we waited: decide again, under the lock.
+        target = Target(place.build_dir)
+        if takings:
+            done = _graft(found, target, takings)
+            target = Target(place.build_dir)
+        plan = proof.prove(
+            target, place, found.contents, found.packages, cloned=False, grafted=done.keys
+        )
+        applied = stamp.apply(plan, found.t0, found.contents)
+    seconds["apply"] = time.monotonic() - started - seconds.get("graft", 0.0)
+    found.contents.save()
+    for note in done.notes:
+        say(note)
+    return Report(
+        "in place", None, plan, applied, None, (), seconds, done.notes, grafted=len(done.keys)
+    )
+
+
+def _graft(found: Look, now: Target, takings: Sequence[Taking]) -> Grafted:
+    """Carry out a plan for the target that `look` found, or a new one if it has changed since."""
+    started = time.monotonic()
+    if _builds(now) != _builds(found.target):
+        place, contents, packages = found.place, found.contents, found.packages
+        plan = proof.prove(now, place, contents, packages, cloned=False)
+        takings = grafting.plan(
+            now,
+            place,
+            contents,
+            packages,
+            plan,
+            [taking.source for taking in takings],
+            cloned=False,
+        ).takings
+    done = grafting.act(Path(found.place.build_dir), takings, found.t0)
+    found.seconds["graft"] = time.monotonic() - started
+    return done
+
+
+def _builds(target: Target) -> dict[str, tuple[int | None, int | None]]:
+    return {unit.key: (unit.invoked(), unit.fingerprint_hash()) for unit in target.units}
+
+
+def bring(
+    place: Place,
+    *,
+    donor: Path | None = None,
+    states: Sequence[Source] = (),
+    dry_run: bool = False,
+    say: Callable[[str], None] = _silent,
+    allow_copy: bool = True,
+) -> Report:
+    """Make the target that is missing: a clone of the nearest donor, proven for the place.
+
+    ``states`` are donors beside the checkouts that git knows, newest first; what the clone lacks
+    is grafted from them.  The caller holds them.  Raises CowError; nothing is there then.
+    """
+    with translated("preparing", Path(place.build_dir)):
+        report = _from_donor(place, donor, states, dry_run, say, allow_copy)
         # Once the target is there: it says where the state in it was made.
         decided = identity.plan(place) if dry_run else identity.settle(place)
         return report._replace(identity=decided)
 
 
-def _in_place(
-    target: Target, place: Place, dry_run: bool, say: Callable[[str], None], wait: bool
-) -> Report:
-    seconds: dict[str, float] = {}
-    if not wait and not dry_run:
-        # Told now, not after the work of a proof.
-        with build_lock(place.build_dir, wait=False):
-            pass
-    t0 = _t0(Path(place.build_dir))
-    contents = Contents(f"{place.build_dir}/{_MEMO}")
-    packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
-    started = time.monotonic()
-    plan = proof.prove(target, place, contents, packages, cloned=False)
-    seconds["prove"] = time.monotonic() - started
-    applied = None
-    if not dry_run and not plan.changes_nothing:
-        started = time.monotonic()
-        with build_lock(place.build_dir, wait=wait, waiting=lambda path: say(_waiting(path))):
-            # Another build may have run while we waited: decide again, under the lock.
-            plan = proof.prove(Target(place.build_dir), place, contents, packages, cloned=False)
-            applied = stamp.apply(plan, t0, contents)
-        seconds["apply"] = time.monotonic() - started
-    if not dry_run:
-        contents.save()
-    return Report("in place", None, plan, applied, None, (), seconds, ())
-
-
 def _from_donor(
     place: Place,
     wanted: Path | None,
+    states: Sequence[Source],
     dry_run: bool,
     say: Callable[[str], None],
     allow_copy: bool,
 ) -> Report:
-    choice = donors.find(place, wanted=wanted)
+    choice = donors.find(place, wanted=wanted, states=states)
     notes: list[str] = []
     for path, why in choice.refused:
         notes.append(f"{path} is no donor: {why}")
@@ -138,10 +274,14 @@ def _from_donor(
         return Report("none", None, None, None, None, choice.refused, {}, tuple(notes))
     chosen = choice.donors[0]
     seconds: dict[str, float] = {}
-    source = Path(os.path.realpath(chosen.workspace.build_dir))
+    source = chosen.source.target
 
     started = time.monotonic()
-    captured = capture(chosen.workspace)
+    records: dict[str, Record] = {}
+    seen = None
+    if chosen.workspace is not None:
+        records = capture(chosen.workspace).records
+        seen = identity.seen_by(place_of(chosen.workspace))
     seconds["capture"] = time.monotonic() - started
 
     contents = Contents()
@@ -150,21 +290,24 @@ def _from_donor(
         packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
         # The donor's own target, read as if it were the clone: nothing is made.
         plan = proof.prove(
-            Target(str(source)), place, contents, packages, cloned=True, records=captured.records
+            Target(str(source)), place, contents, packages, cloned=True, records=records
         )
         return Report(
-            "dry run", chosen.checkout, plan, None, None, choice.refused, seconds, tuple(notes)
+            "dry run", chosen.origin, plan, None, None, choice.refused, seconds, tuple(notes)
         )
 
     fitted = clone_for(
         place,
         source,
-        donor=chosen.checkout,
-        records=captured.records,
+        donor=chosen.origin,
+        records=records,
         contents=contents,
         seconds=seconds,
-        allow_copy=allow_copy,
-        seen=identity.seen_by(place_of(chosen.workspace)),
+        # Who has a state that is a copy has asked for copies.
+        allow_copy=allow_copy or chosen.source.copied,
+        taken=chosen.source.taken,
+        seen=seen,
+        sources=[state for state in states if state is not chosen.source],
     )
     try:
         started = time.monotonic()
@@ -182,13 +325,14 @@ def _from_donor(
     memo.save()
     return Report(
         fitted.clone.method,
-        chosen.checkout,
+        chosen.origin,
         fitted.plan,
         fitted.applied,
         fitted.clone,
         choice.refused,
         seconds,
         tuple(notes),
+        grafted=fitted.grafted,
     )
 
 
@@ -199,6 +343,7 @@ class Fitted(NamedTuple):
     clone: CloneReport
     plan: Plan
     applied: Applied
+    grafted: int = 0
 
 
 def clone_for(
@@ -212,6 +357,7 @@ def clone_for(
     allow_copy: bool = True,
     taken: int | None = None,
     seen: Seen | None = None,
+    sources: Sequence[Source] = (),
 ) -> Fitted:
     """Clone ``source`` to a temporary sibling of the place's target and fit it to the place.
 
@@ -219,7 +365,8 @@ def clone_for(
     a state; None for a live target, which may change while it is cloned.  ``donor`` is what the
     clone will say it came from, ``records`` are those that ``source`` cannot keep itself, and
     ``seconds`` gets the times of the parts.  ``seen`` is where the donor's rustc saw its checkout;
-    None leaves what ``source`` says itself.  Raises CowError and OSError; nothing is left then.
+    None leaves what ``source`` says itself.  What is not proven is grafted from ``sources``.
+    Raises CowError and OSError; nothing is left then.
     """
     destination = Path(place.build_dir)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -237,17 +384,21 @@ def clone_for(
         _drop_torn(target, source, taken)
         _forget_donor(temporary)
         time.sleep(max(0.0, begin - time.monotonic()))
-        plan = proof.prove(
-            Target(str(temporary)),
-            place,
-            contents,
-            Packages(place.checkout, place.workspace, place.build_dir, contents),
-            cloned=True,
-            records=records,
-        )
-        seconds["prove"] = time.monotonic() - started
-        started = time.monotonic()
         _keep_records(target, records)
+        packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
+        target = Target(str(temporary))
+        plan = proof.prove(target, place, contents, packages, cloned=True)
+        grafted = Grafted(frozenset(), 0, ())
+        if sources and (plan.count("unproven") or plan.count("dirty")):
+            started_grafting = time.monotonic()
+            wanted = grafting.plan(target, place, contents, packages, plan, sources, cloned=True)
+            grafted = grafting.act(temporary, wanted.takings, t0)
+            seconds["graft"] = time.monotonic() - started_grafting
+            if grafted.keys:
+                target = Target(str(temporary))
+                plan = proof.prove(target, place, contents, packages, cloned=True)
+        seconds["prove"] = time.monotonic() - started - seconds.get("graft", 0.0)
+        started = time.monotonic()
         applied = stamp.apply(plan, t0, contents)
         seconds["apply"] = time.monotonic() - started
         _note_prepared(temporary, donor, clone.method, plan)
@@ -256,7 +407,7 @@ def clone_for(
     except BaseException:
         filesystems.remove_target(temporary)
         raise
-    return Fitted(temporary, clone, plan, applied)
+    return Fitted(temporary, clone, plan, applied, len(grafted.keys))
 
 
 def _publish(temporary: Path, destination: Path) -> None:

@@ -1,8 +1,10 @@
-"""Choosing the donor: the built checkout of the same project whose tree differs least."""
+"""Choosing the donor: the built checkout, or the state, whose commit's tree differs least."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,14 +15,23 @@ from cargo_cow.cargo.toolchain import compiler_here, compiler_of
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, GitFailed
 from cargo_cow.prepare.place import Place, below
+from cargo_cow.prepare.sources import Source
 
 
 class Donor(NamedTuple):
-    """A target to clone from.  ``distance``: files that differ between the two commits."""
+    """A target to clone from.  ``distance``: files that differ between the two commits.
 
-    workspace: Workspace
-    checkout: Path
+    ``workspace`` is None for a state.
+    """
+
+    source: Source
+    workspace: Workspace | None
     distance: int
+
+    @property
+    def origin(self) -> Path:
+        """What people know it by: the checkout, or the state's directory."""
+        return self.source.origin
 
 
 class Choice(NamedTuple):
@@ -30,14 +41,27 @@ class Choice(NamedTuple):
     refused: tuple[tuple[Path, str], ...]
 
 
-def find(place: Place, *, wanted: Path | None = None) -> Choice:
-    """Donors for the target of ``place``; ``wanted`` restricts them to that checkout."""
+def find(
+    place: Place,
+    *,
+    wanted: Path | None = None,
+    states: Sequence[Source] = (),
+    checkouts: bool = True,
+) -> Choice:
+    """Donors for the target of ``place``; ``wanted`` restricts them to that checkout or state.
+
+    Without ``checkouts`` only ``states`` are looked at.
+
+    At equal distance the baseline comes first, then checkouts, then other states in the order
+    they are given in (newest first).
+    """
     inside = below(place.workspace, place.checkout) or ""
     refused: list[tuple[Path, str]] = []
-    found: list[tuple[int, float, Donor]] = []
+    found: list[tuple[tuple[int, int, float], Donor]] = []
     compiler: str | None = None
+    distances: dict[str | None, int] = {}
     try:
-        siblings = git.checkouts(Path(place.checkout))
+        siblings = git.checkouts(Path(place.checkout)) if checkouts else []
     except GitFailed:
         siblings = []
     for sibling in siblings:
@@ -69,11 +93,24 @@ def find(place: Place, *, wanted: Path | None = None) -> Choice:
             built, here = theirs.splitlines()[0], compiler.splitlines()[0]
             refused.append((Path(root), f"it was built by {built}, here {here} would build"))
             continue
-        distance = _distance(place, sibling)
+        distance = _distance(place, sibling.head, distances)
         newest = max(os.stat(directory).st_mtime for directory in profiles)
-        found.append((distance, -newest, Donor(workspace, Path(root), distance)))
-    found.sort(key=lambda entry: entry[:2])
-    return Choice(tuple(donor for _, _, donor in found), tuple(refused))
+        source = Source(Path(build_dir), Path(root), None, sibling.head, theirs)
+        found.append(((distance, 1, -newest), Donor(source, workspace, distance)))
+    for index, state in enumerate(states):
+        if wanted is not None and os.path.realpath(state.origin) != os.path.realpath(wanted):
+            continue
+        if compiler is None:
+            compiler = compiler_here(place.workspace)
+        if state.compiler is not None and compiler is not None and state.compiler != compiler:
+            built, here = state.compiler.splitlines()[0], compiler.splitlines()[0]
+            refused.append((state.origin, f"it was built by {built}, here {here} would build"))
+            continue
+        distance = _distance(place, state.commit, distances)
+        rank = 0 if state.baseline else 2
+        found.append(((distance, rank, index), Donor(state, None, distance)))
+    found.sort(key=lambda entry: entry[0])
+    return Choice(tuple(donor for _, donor in found), tuple(refused))
 
 
 # What Cargo, and a prepare that was interrupted, leave where nothing was built yet.
@@ -87,12 +124,13 @@ def _listed(directory: str) -> list[str]:
         return []
 
 
-def _distance(place: Place, sibling: git.Checkout) -> int:
-    if sibling.head is None or place.head is None:
-        return 1 << 30
-    if sibling.head == place.head:
+def _distance(place: Place, head: str | None, known: dict[str | None, int]) -> int:
+    """Files that differ between a commit and what is checked out here; each asked for once."""
+    if head is not None and head == place.head:
         return 0
-    try:
-        return len(git.changed_paths(Path(place.checkout), sibling.head, place.head))
-    except GitFailed:
-        return 1 << 30
+    if head not in known:
+        known[head] = 1 << 30
+        if head is not None and place.head is not None:
+            with suppress(GitFailed):
+                known[head] = len(git.changed_paths(Path(place.checkout), head, place.head))
+    return known[head]

@@ -6,6 +6,7 @@ Deciding touches nothing: `prove` returns a plan of plain data, which `stamp.app
 Two situations differ.  *In place* the target was built here, Cargo's own mtime test is the judge,
 and a proof only turns "newer" into "unchanged" where the contents say so.  In a *clone* no mtime
 means anything: what is not proven is dropped explicitly, whatever Cargo would think of its times.
+A unit that was *grafted* into a target in place is judged as one in a clone.
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ class Plan(NamedTuple):
         return sum(verdict.status == status for verdict in self.verdicts)
 
 
-class _Proof:
+class Proof:
+    """One comparison of a target with a place.  Records are read when first asked for."""
+
     def __init__(
         self,
         target: Target,
@@ -133,26 +136,35 @@ class _Proof:
         packages: Packages,
         cloned: bool,
         records: dict[str, Record],
+        grafted: frozenset[str] = frozenset(),
     ) -> None:
         self.target = target
         self.place = place
         self.contents = contents
         self.packages = packages
         self.cloned = cloned
+        self.grafted = grafted
         self.units = {unit.key: unit for unit in target.units}
-        self.records: dict[str, Record] = {}
-        for unit in target.units:
-            known = record.load(unit)
-            if known is None:
-                given = records.get(unit.key)
-                known = given if given is not None and given.invoked == unit.invoked() else None
-            if known is not None:
-                self.records[unit.key] = known
+        self._given = records
+        self._records: dict[str, Record | None] = {}
         self.verdicts: dict[str, Verdict] = {}
         self.order: list[str] = []
         self._mtimes: dict[str, int | None] = {}
         self._overruled: dict[str, bool] = {}
         self._scripted = {unit.package for unit in target.units if unit.is_script_run}
+
+    def record(self, key: str) -> Record | None:
+        """What the unit of that key was made from; None if there is no such unit, or no record."""
+        if key not in self._records:
+            known = None
+            unit = self.units.get(key)
+            if unit is not None:
+                known = record.load(unit)
+                given = self._given.get(key)
+                if known is None and given is not None and given.invoked == unit.invoked():
+                    known = given
+            self._records[key] = known
+        return self._records[key]
 
     # -- paths
 
@@ -222,7 +234,7 @@ class _Proof:
             return Verdict(unit.key, "unknown", None)
         if unit.fingerprint_hash() is None:
             return Verdict(unit.key, "dirty", Reason("dirty"))
-        made = self.records.get(unit.key)
+        made = self.record(unit.key)
         if made is None:
             return self.unrecorded(unit)
         try:
@@ -235,7 +247,7 @@ class _Proof:
 
     def unrecorded(self, unit: Unit) -> Verdict:
         """A unit without record: third-party ones need none, local ones are not proven."""
-        if not self.cloned:
+        if not self.cloned and unit.key not in self.grafted:
             newer = self.newer_input(unit)
             if newer is None:
                 return Verdict(unit.key, "kept")
@@ -287,6 +299,10 @@ class _Proof:
             dependency = self.units.get(key)
             if dependency is None or dependency.invoked() != invoked:
                 return Reason("dependency", key)
+        return self.own_reason(unit, made) or self.dependency_reason(made)
+
+    def own_reason(self, unit: Unit, made: Record) -> Reason | None:
+        """As `reason`, but whatever the units are that it depends on."""
         for wanted in made.inputs:
             path = self.here(made, wanted.base, wanted.path)
             if wanted.base == ABSOLUTE and self.moved(made) and _in_git_directory(path):
@@ -303,7 +319,7 @@ class _Proof:
             return reason
         if self.judged_by_cargo(made) and not self.is_overruled(unit.key):
             # Cargo calls it Fresh, and the contents say nothing else: no more is asked in place.
-            return self.dependency_reason(made)
+            return None
         reason = self.added_reason(made) or self.environment_reason(unit, made)
         if reason is not None:
             return reason
@@ -311,11 +327,7 @@ class _Proof:
             reason = self.git_reason(made)
             if reason is not None:
                 return reason
-        if made.macros:
-            reason = self.package_reason(made)
-            if reason is not None:
-                return reason
-        return self.dependency_reason(made)
+        return self.package_reason(made) if made.macros else None
 
     def dependency_reason(self, made: Record) -> Reason | None:
         for key, _ in made.dependencies:
@@ -421,7 +433,7 @@ class _Proof:
         known = self._overruled.get(key)
         if known is None:
             self._overruled[key] = False
-            unit, made = self.units.get(key), self.records.get(key)
+            unit, made = self.units.get(key), self.record(key)
             known = (
                 unit is not None
                 and made is not None
@@ -443,7 +455,7 @@ class _Proof:
         script's run alone can make it.
         """
         for key in list(self.order):
-            verdict, made = self.verdicts[key], self.records.get(key)
+            verdict, made = self.verdicts[key], self.record(key)
             reason = verdict.reason
             if made is None or reason is None or reason.code not in ("missing", "content"):
                 continue
@@ -480,7 +492,7 @@ class _Proof:
         for key in self.order:
             unit = self.units[key]
             verdict = self.verdicts[key]
-            made = self.records.get(key)
+            made = self.record(key)
             if self.must_drop(unit, verdict, made):
                 drop.append(Drop(unit.hash_file, unit.reference_file))
             if verdict.status != "proven" or made is None:
@@ -494,7 +506,13 @@ class _Proof:
                 )
                 settled.append((unit.record_file, key, here))
             if follows or (
-                self.is_local(made) and (self.cloned or relocated or self.stale_by_time(unit, made))
+                self.is_local(made)
+                and (
+                    self.cloned
+                    or relocated
+                    or key in self.grafted
+                    or self.stale_by_time(unit, made)
+                )
             ):
                 moving.add(key)
                 references = [unit.reference_file] if self.is_local(made) else []
@@ -514,7 +532,7 @@ class _Proof:
         )
 
     def must_drop(self, unit: Unit, verdict: Verdict, made: Record | None) -> bool:
-        if self.cloned:
+        if self.cloned or verdict.key in self.grafted:
             # The donor's dirty units as well: here their files may look unchanged.
             return verdict.status in ("unproven", "dirty")
         reason = verdict.reason
@@ -585,14 +603,16 @@ def prove(
     *,
     cloned: bool,
     records: dict[str, Record] | None = None,
+    grafted: frozenset[str] = frozenset(),
 ) -> Plan:
     """Compare every unit of ``target`` with the checkout at ``place``.
 
     ``cloned``: the target comes from elsewhere.
     ``records`` are taken for units that have none on disk, by unit key (a donor that is read-only
-    cannot keep them itself).  Reads files only.
+    cannot keep them itself).  ``grafted`` are keys of units that came from another target: their
+    times mean nothing, as in a clone.  Reads files only.
     """
-    return _Proof(target, place, contents, packages, cloned, records or {}).plan()
+    return Proof(target, place, contents, packages, cloned, records or {}, grafted).plan()
 
 
 def _join(root: str, relative: str) -> str:

@@ -340,7 +340,7 @@ class _Git:
         head, branch = self._place.head, self._place.branch
         if self._current or newest >= self._place.head_changed:
             return Built(head, branch, self._tree, self._clean)
-        commit, named = built_at(head, branch, self._moves(), newest // 1_000_000_000)
+        commit, named = built_at(head, branch, moves_of(self._checkout), newest // 1_000_000_000)
         if commit == head:
             return Built(head, named, self._tree, self._clean)
         tree = None
@@ -348,24 +348,18 @@ class _Git:
             tree = None if commit is None else git.tree_id(self._checkout, commit)
         return Built(commit, named, tree, None)
 
-    def _moves(self) -> list[Move]:
-        arguments = [
-            "log",
-            "-g",
-            "-n",
-            "100",
-            "--date=unix",
-            "--format=%H%x00%gd%x00%gs%x00%T",
-            "-z",
-        ]
-        answer = git.call([*arguments, "HEAD", "--"], self._checkout)
-        if answer.status:
+
+def moves_of(checkout: Path) -> list[Move]:
+    """The last hundred moves of HEAD by its reflog, newest first; none where there is no log."""
+    arguments = ["log", "-g", "-n", "100", "--date=unix", "--format=%H%x00%gd%x00%gs%x00%T", "-z"]
+    answer = git.call([*arguments, "HEAD", "--"], checkout)
+    if answer.status:
+        return []
+    words = os.fsdecode(answer.output).rstrip("\0").split("\0")
+    moves = []
+    for commit, when, message, tree in zip(*(words[i::4] for i in range(4)), strict=False):
+        time_text = when.rpartition("{")[2].rstrip("}")
+        if not time_text.isdecimal():
             return []
-        words = os.fsdecode(answer.output).rstrip("\0").split("\0")
-        moves = []
-        for commit, when, message, tree in zip(*(words[i::4] for i in range(4)), strict=False):
-            time_text = when.rpartition("{")[2].rstrip("}")
-            if not time_text.isdecimal():
-                return []
-            moves.append(Move(commit, int(time_text), message, tree))
-        return moves
+        moves.append(Move(commit, int(time_text), message, tree))
+    return moves

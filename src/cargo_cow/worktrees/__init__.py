@@ -161,11 +161,11 @@ def add(
     result = result._replace(workspace=found)
     try:
         from cargo_cow.cargo import workspace as workspaces
-        from cargo_cow.prepare import prepare
+        from cargo_cow.snapshots.switching import switched
 
         workspace = workspaces.load(found)
         result = result._replace(workspace=workspace.root, target=workspace.build_dir)
-        prepare(workspace, donor=donor, say=say)
+        switched(workspace, donor=donor, say=say)
     except CowError as error:
         reason = f"{error} ({error.hint})" if error.hint else str(error)
     except Exception as error:  # noqa: BLE001  a worktree must not fail for what is only a head start

@@ -1,0 +1,258 @@
+"""A checkout whose files changed: what was built is kept, what states have comes back.
+
+`switched` is `prepare.prepare` for projects whose states are kept.  Where nothing has to be built
+again it does the same and costs the same: no state is looked at.  Else, in this order:
+
+1. Where git changed the checkout since the last build (a switch, a merge, a rebase, a reset, a
+   stash), and the target holds builds that no state has, they are kept as an automatic state, if
+   that costs no copy.
+2. What is missing is grafted from states, and, where git changed the checkout, from the targets of
+   the two nearest checkouts.
+3. What is still missing Cargo builds.
+
+Where the target itself is missing, states are donors beside the other checkouts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from cargo_cow import prepare
+from cargo_cow.cargo.target import Target
+from cargo_cow.cargo.workspace import Workspace
+from cargo_cow.errors import CowError, GitFailed, NoSuchState, StateDamaged
+from cargo_cow.prepare import Look, Report, donors
+from cargo_cow.prepare.grafting import GraftPlan
+from cargo_cow.prepare.place import Place, place_of
+from cargo_cow.prepare.sources import Source
+from cargo_cow.snapshots import state as states
+from cargo_cow.snapshots import store as storing
+from cargo_cow.snapshots import taking
+from cargo_cow.snapshots.state import State, Units
+from cargo_cow.snapshots.store import Project
+
+_NEIGHBOURS = 2
+"""Checkouts whose targets are looked through: each costs a listing of all its units."""
+_FOR_A_CLONE = 4
+"""States that may fill up a clone of the nearest one."""
+
+
+def _silent(_: str) -> None:
+    return
+
+
+def switched(
+    workspace: Workspace,
+    *,
+    donor: Path | None = None,
+    dry_run: bool = False,
+    wait: bool = True,
+    say: Callable[[str], None] = _silent,
+    allow_copy: bool = True,
+    again: bool = True,
+) -> Report:
+    """Make the workspace's target as fresh as can be proved, with the help of the states.
+
+    ``donor`` names the checkout, or the state's directory, to clone from where the target is
+    missing (default: the nearest).  ``again``: whether a target that was removed may come back from
+    a state of this very checkout; who ran ``cargo clean`` before ``cargo cow build`` wants a clean
+    build.  ``wait``: for a build that runs in the target; else Locked is raised.  ``say`` gets
+    lines for people.
+
+    Raises CowError; whatever is raised, the target is the old one or the new one, whole, and what
+    goes wrong with states alone is said, not raised.
+    """
+    place = place_of(workspace)
+    found = prepare.look(workspace, place, wait=wait or dry_run)
+    if found is None:
+        with ExitStack() as held:
+            return prepare.bring(
+                place,
+                donor=donor,
+                states=_donors(place, held, again=again or donor is not None),
+                dry_run=dry_run,
+                say=say,
+                allow_copy=allow_copy,
+            )
+    if donor is not None:
+        say(f"{place.build_dir} is there already: the donor is not used")
+    if dry_run or not found.missing:
+        return prepare.settle(found, dry_run=dry_run, wait=wait, say=say)
+    with ExitStack() as held:
+        kept = None
+        grafts = None
+        try:
+            project = storing.project_of(Path(place.workspace))
+            known = _known(project, place)
+            changed = _changed_by_git(place, project, found.target)
+            if changed:
+                found = _recorded(workspace, found)
+                kept = _keep(place, project, known, found, wait, say)
+            grafts = _grafts(place, found, known, held, neighbours=changed)
+        except GitFailed:
+            pass  # no repository, no states
+        except CowError as error:
+            say(f"warning: the states are of no use here: {error}")
+        report = prepare.settle(found, grafts=grafts, wait=wait, say=say)
+    return report._replace(kept=None if kept is None else kept.path)
+
+
+# -- what is there
+
+
+def _known(project: Project, place: Place) -> list[tuple[State, Units | None]]:
+    """The usable states, newest first, and what is in each."""
+    return [
+        (entry, states.read_units(entry))
+        for _, entry in reversed(storing.everything(project, Path(place.build_dir)))
+        if isinstance(entry, State)
+    ]
+
+
+def _source(state: State, units: Units | None) -> Source:
+    return Source(
+        state.target,
+        state.path,
+        state.taken,
+        state.commit,
+        state.compiler,
+        state.baseline,
+        None if units is None else units.made,
+        copied=state.method == "copy",
+    )
+
+
+def _hold(state: State, held: ExitStack) -> bool:
+    """Keep a state from being deleted, verified; False if it is not usable."""
+    try:
+        held.enter_context(storing.in_use(state))
+        if state.seal.kind == "tree":  # a subvolume was judged when it was read
+            states.verify(state)
+    except (NoSuchState, StateDamaged):
+        return False
+    return True
+
+
+def _donors(place: Place, held: ExitStack, *, again: bool) -> list[Source]:
+    """States that a missing target may be cloned from, held; none where there are none."""
+    try:
+        known = _known(storing.project_of(Path(place.workspace)), place)
+    except CowError:
+        return []
+    if not again and any(state.checkout == place.checkout for state, _ in known):
+        return []
+    sources = [_source(state, units) for state, units in known]
+    by_origin = {source.origin: state for source, (state, _) in zip(sources, known, strict=True)}
+    nearest = [found.source for found in donors.find(place, states=sources, checkouts=False).donors]
+    usable: list[Source] = []
+    for source in nearest:
+        if len(usable) < _FOR_A_CLONE and _hold(by_origin[source.origin], held):
+            usable.append(source)
+    return usable
+
+
+# -- keeping
+
+
+def _changed_by_git(place: Place, project: Project, target: Target) -> bool:
+    """Whether git may have changed files of the checkout since the last build in ``target``.
+
+    A commit changes none.  ``git stash pop`` moves no HEAD, but makes or removes a lock file beside
+    ``refs/stash``: that changes the directory's time.
+    """
+    newest = max((unit.invoked() or 0 for unit in target.units), default=0)
+    with suppress(OSError):
+        if (project.common_dir / "refs").stat().st_mtime_ns > newest:
+            return True
+    if newest >= place.head_changed:
+        return False
+    built = newest // 1_000_000_000
+    for index, move in enumerate(taking.moves_of(Path(place.checkout))):
+        if index and move.time < built:
+            break
+        if not move.message.startswith("commit"):
+            return True
+    return False
+
+
+def _recorded(workspace: Workspace, found: Look) -> Look:
+    """``found`` again, with records of what plain Cargo built, as far as they can still be made.
+
+    A unit without record is Cargo's to judge: nobody would look for another build of it.
+    """
+    if not prepare.capture_at(found.target, found.place).records:
+        return found
+    return prepare.look(workspace, found.place) or found
+
+
+def _keep(
+    place: Place,
+    project: Project,
+    known: Sequence[tuple[State, Units | None]],
+    found: Look,
+    wait: bool,
+    say: Callable[[str], None],
+) -> State | None:
+    """Keep what is live as an automatic state, if it holds builds that no state has."""
+    started = time.monotonic()
+    live = Path(place.build_dir)
+    try:
+        if not taking.units_of(live).beyond([units for _, units in known if units is not None]):
+            return None
+        return taking.take(
+            place, project, None, origin="kept", allow_copy=False, wait=wait, say=say
+        ).state
+    except CowError as error:
+        say(f"warning: what was built here is not kept: {error}")
+        return None
+    finally:
+        found.seconds["keep"] = time.monotonic() - started
+
+
+# -- grafting
+
+
+def _grafts(
+    place: Place,
+    found: Look,
+    known: Sequence[tuple[State, Units | None]],
+    held: ExitStack,
+    *,
+    neighbours: bool,
+) -> GraftPlan | None:
+    """What to graft, all of it from targets that are sound and held."""
+    by_origin = {state.path: state for state, _ in known}
+    sources = [_source(state, units) for state, units in known]
+    sound: set[Path] = set()
+    if neighbours:
+        sources += _neighbours(place)
+    while sources:
+        plan = prepare.grafts_for(found, sources)
+        damaged = set()
+        for taken in plan.takings:
+            origin = taken.source.origin
+            if origin not in by_origin or origin in sound:
+                continue
+            if _hold(by_origin[origin], held):
+                sound.add(origin)
+            else:
+                damaged.add(origin)
+        if not damaged:
+            return plan
+        sources = [source for source in sources if source.origin not in damaged]
+    return None
+
+
+def _neighbours(place: Place) -> list[Source]:
+    """The nearest other checkouts' targets, with all records that can be made of them."""
+    sources = []
+    for donor in donors.find(place).donors[:_NEIGHBOURS]:
+        if donor.workspace is not None and os.path.realpath(donor.source.target) != place.build_dir:
+            with suppress(CowError):
+                prepare.capture(donor.workspace)
+                sources.append(donor.source)
+    return sources
