@@ -232,7 +232,7 @@ def test_a_failing_prepare_never_fails_the_worktree(
     def fail(*_: object, **__: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(prepare, "prepare", fail)
+    monkeypatch.setattr(prepare, "bring", fail)
     added = add(tmp_path / "topic", main, new_branch="topic")
     assert added.warning is not None
     assert str(error) in added.warning
