@@ -11,7 +11,7 @@
 //! every entry made in a directory changes its time.
 
 mod attributes;
-mod file;
+pub mod file;
 mod walk;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

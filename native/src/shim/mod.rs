@@ -9,20 +9,25 @@
 //!   * Cargo's first probe (`RUSTC -vV`): the moment to seed a target that is not there (`seed`).
 //!   * a compile whose inputs are worth noting: run, waited for, then observed (`observe`).
 //!   * a compile that shall see its checkout elsewhere: run there, with a relay (`identity`).
+//!   * a compile whose result may be in the warehouse: restored, or run and kept (`warehouse`).
 //!   * everything else: `exec`, so that no process of ours remains.
 
 mod args;
 mod checkout;
 mod identity;
+mod inputs;
+mod layout;
 mod observe;
 mod process;
 mod seed;
+mod warehouse;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 
 /// `arguments` begin with the compiler.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
@@ -37,14 +42,20 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         let compile = call.compile()?;
         seed::mark(&compile.out_dir);
         let identity = guarded(|| identity::Plan::of(&call, &compile));
-        Some((observe::Plan::of(compile), identity))
+        // What is compiled at an identity holds its path, and is not for others.
+        let door = if identity.is_none() {
+            guarded(|| warehouse::Door::of(&call, &compile))
+        } else {
+            None
+        };
+        Some((observe::Plan::of(compile), identity, door))
     });
-    let (observation, identity) = plan.unwrap_or_default();
+    let (observation, identity, door) = plan.unwrap_or_default();
     let chained = process::chained(&arguments);
-    if observation.is_none() && identity.is_none() {
+    if observation.is_none() && identity.is_none() && door.is_none() {
         return replace(chained, &arguments);
     }
-    stay(chained, &arguments, observation.as_ref(), identity)
+    stay(chained, &arguments, observation.as_ref(), identity, door)
 }
 
 fn stay(
@@ -52,25 +63,47 @@ fn stay(
     compiler: &[OsString],
     observation: Option<&observe::Plan>,
     identity: Option<identity::Plan>,
+    mut door: Option<warehouse::Door>,
 ) -> ExitCode {
-    let observation = observation.map(|plan| (plan, plan.start()));
-    let ended = match (identity.and_then(identity::Plan::run), &mut chained) {
-        (Some(ended), _) => Ok(ended),
-        (None, Some(chained)) => process::wait_for(chained),
-        (None, None) => process::wait_for(&mut process::plain(compiler)),
+    let mut started = inputs::start();
+    if let Some(door) = &mut door
+        && guarded(|| door.restore()).is_some()
+    {
+        // The inputs were compared after the start, and are observed as after a compile.
+        note(
+            observation,
+            &mut inputs::Hasher::new(since(observation, started)),
+            started,
+        );
+        return ExitCode::SUCCESS;
+    }
+    started = inputs::file_clock().max(started);
+    let clock = Instant::now();
+    let mut said = None;
+    let ended = match (identity.and_then(identity::Plan::run), &mut chained, &door) {
+        (Some(ended), _, _) => Ok(ended),
+        (None, Some(chained), _) => process::wait_for(chained),
+        (None, None, None) => process::wait_for(&mut process::plain(compiler)),
+        (None, None, Some(_)) => {
+            process::overhear(&mut process::plain(compiler)).map(|(ended, heard)| {
+                said = Some(heard);
+                ended
+            })
+        }
     };
     match ended {
         Ok(process::Ended::Exited(code)) => {
-            if let Some((plan, started)) = observation
-                && code == 0
-            {
-                guarded(|| {
-                    match plan.write(started) {
-                        Ok(summary) => log(&summary),
-                        Err(reason) => log(&format!("not observed: {reason}")),
-                    }
-                    Some(())
-                });
+            if code == 0 {
+                let since = since(observation, started);
+                let mut hasher = inputs::Hasher::new(since);
+                note(observation, &mut hasher, started);
+                if let (Some(door), Some(said)) = (&mut door, &said) {
+                    let seconds = clock.elapsed().as_secs_f64();
+                    guarded(|| {
+                        door.keep(since, &mut hasher, said, seconds);
+                        Some(())
+                    });
+                }
             }
             ExitCode::from(code)
         }
@@ -80,6 +113,25 @@ fn stay(
             replace(chained, compiler)
         }
     }
+}
+
+fn since(observation: Option<&observe::Plan>, started: inputs::Nanoseconds) -> inputs::Nanoseconds {
+    observation.map_or(started, |plan| plan.since(started))
+}
+
+fn note(
+    observation: Option<&observe::Plan>,
+    hasher: &mut inputs::Hasher,
+    started: inputs::Nanoseconds,
+) {
+    let Some(plan) = observation else { return };
+    guarded(|| {
+        match plan.write(plan.since(started), hasher) {
+            Ok(summary) => log(&summary),
+            Err(reason) => log(&format!("not observed: {reason}")),
+        }
+        Some(())
+    });
 }
 
 /// Becomes the compiler.  Where the chained wrapper cannot be run, the compiler itself still can.

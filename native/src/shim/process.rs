@@ -1,9 +1,9 @@
 //! Running the compiler, behind another wrapper where there is one.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
@@ -64,4 +64,60 @@ pub fn wait_while(command: &mut Command, meanwhile: impl FnOnce(&mut Child)) -> 
         (None, Some(signal)) => Ended::Killed(signal),
         (None, None) => Ended::Exited(1),
     })
+}
+
+/// What a compiler said while it ran.
+pub struct Said {
+    pub stderr: Vec<u8>,
+    /// All of it is here, and there was nothing on stdout.
+    pub complete: bool,
+}
+
+/// More than any compile should say; beyond it nothing more is remembered.
+const MOST_SAID: usize = 8 << 20;
+
+/// Runs the command as `wait_for` does, and hears what it says, which is passed on as it comes.
+pub fn overhear(command: &mut Command) -> io::Result<(Ended, Said)> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (mut errors, mut others) = (None, None);
+    let ended = wait_while(command, |child| {
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        std::thread::scope(|scope| {
+            let stdout = scope.spawn(|| stdout.map(|from| pass_on(from, io::stdout())));
+            errors = stderr.map(|from| pass_on(from, io::stderr()));
+            others = stdout.join().ok().flatten();
+        });
+    })?;
+    let complete =
+        matches!((&errors, &others), (Some((_, true)), Some((said, true))) if said.is_empty());
+    let stderr = errors.map(|(said, _)| said).unwrap_or_default();
+    Ok((ended, Said { stderr, complete }))
+}
+
+/// Returns what came, and whether that is all.
+fn pass_on(mut from: impl Read, mut to: impl Write) -> (Vec<u8>, bool) {
+    let mut said = Vec::new();
+    let mut complete = true;
+    let mut buffer = [0; 64 * 1024];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return (said, complete),
+            Ok(count) => {
+                // Where nobody listens any more: `from` is closed, as `to` is.
+                if to
+                    .write_all(&buffer[..count])
+                    .and_then(|()| to.flush())
+                    .is_err()
+                {
+                    return (said, false);
+                }
+                complete &= said.len() + count <= MOST_SAID;
+                if complete {
+                    said.extend_from_slice(&buffer[..count]);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return (said, false),
+        }
+    }
 }

@@ -11,27 +11,10 @@ rebuilds; listing an impure one would make builds stale: when in doubt it stays 
 
 from __future__ import annotations
 
-PURE = frozenset(
-    """
-    async-recursion async-stream-impl async-trait auto_impl bincode_derive borsh-derive
-    bytecheck_derive bytemuck_derive clap_derive const_format_proc_macros ctor darling_macro
-    data-encoding-macro-internal defmt-macros delegate derivative derive-new derive-where
-    derive_arbitrary derive_builder_macro derive_more derive_more-impl derive_setters
-    derive_utils displaydoc educe enum-as-inner enum-iterator-derive enum-map-derive
-    enum_dispatch enumflags2_derive enumset_derive failure_derive foreign-types-macros
-    futures-macro getset hex-literal impl-more indoc inherent inventory-impl linkme-impl
-    logos-derive mockall_derive monostate-impl multiversion-macros num-derive num_enum_derive
-    ouroboros_macro paste pastey peg-macros phf_macros pin-project-internal
-    proc-macro-error-attr proc-macro-error-attr2 proc-macro-hack prost-derive ptr_meta_derive
-    ref-cast-impl rkyv_derive rust_decimal_macros rustversion schemars_derive scroll_derive
-    seq-macro serde_derive serde_repr serde_with_macros serial_test_derive simd-json-derive
-    snafu-derive structmeta-derive structopt-derive strum_macros tabled_derive test-case-macros
-    thiserror-impl time-macros tokio-macros tracing-attributes tracing-test-macro
-    typed-builder-macro typeshare-annotation typetag-impl uuid-macro-internal valuable-derive
-    windows-implement windows-interface yoke-derive zbus_macros zerocopy-derive zerofrom-derive
-    zeroize_derive zerovec-derive zvariant_derive
-    """.split()
-)
+from pathlib import Path
+
+PURE = frozenset(Path(__file__).with_name("pure_macros.txt").read_text(encoding="utf-8").split())
+"""The shim is built with the same file (``native/src/shim/warehouse/key.rs``)."""
 
 READS_BEYOND = {
     # sqlx's offline mode: prepared queries of the whole workspace.

@@ -14,7 +14,7 @@
 mod arguments;
 mod git;
 mod places;
-mod restore;
+pub mod restore;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

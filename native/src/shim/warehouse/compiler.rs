@@ -1,0 +1,183 @@
+//! Which compiler it is, by what it is: where it lies does not matter, nor what it calls itself.
+//!
+//! The digest is over rustc, its driver and LLVM libraries, and the libraries of its targets.  It
+//! is remembered in the store for as long as no file of it changes.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::super::inputs::{self, Identity};
+use super::super::variable;
+use super::store::Store;
+
+const ROOM: &str = "compilers";
+
+/// The identity of `program` compiling for `target`, or why it cannot be told.
+pub fn identity(program: &OsStr, target: Option<&str>, store: &Store) -> Result<String, String> {
+    let path = located(program).ok_or_else(|| format!("{}: not found", program.display()))?;
+    if path.with_file_name("rustup").exists() {
+        let sysroot = toolchain().ok_or("rustup would choose the toolchain")?;
+        return of_sysroot(&sysroot, target, store);
+    }
+    if let Some(sysroot) = path.parent().and_then(Path::parent)
+        && driver(sysroot).is_some()
+    {
+        return of_sysroot(sysroot, target, store);
+    }
+    // A script, or a compiler that somebody installed in a way of his own: it says where it is.
+    let (own, _) = digest_of(&path)?;
+    let sysroot = asked(&path, &own, store)?;
+    Ok(format!("{own} {}", of_sysroot(&sysroot, target, store)?))
+}
+
+/// The file that a name stands for.
+pub fn located(program: &OsStr) -> Option<PathBuf> {
+    if program.as_bytes().contains(&b'/') {
+        return fs::canonicalize(program).ok().and(Some(program.into()));
+    }
+    let path = variable("PATH")?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+/// The toolchain that rustup's own proxies would run: Cargo's told it by name.
+fn toolchain() -> Option<PathBuf> {
+    let name = variable("RUSTUP_TOOLCHAIN")?;
+    let home = variable("RUSTUP_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".rustup")))?;
+    Some(home.join("toolchains").join(name)).filter(|sysroot| driver(sysroot).is_some())
+}
+
+fn driver(sysroot: &Path) -> Option<PathBuf> {
+    named(&sysroot.join("lib"), &["librustc_driver"])
+        .into_iter()
+        .next()
+}
+
+fn named(directory: &Path, prefixes: &[&str]) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let wanted = |path: &PathBuf| {
+        let name = path.file_name().map_or(b"".as_slice(), OsStr::as_bytes);
+        prefixes
+            .iter()
+            .any(|prefix| name.starts_with(prefix.as_bytes()))
+    };
+    let mut found: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(wanted)
+        .collect();
+    found.sort();
+    found
+}
+
+fn asked(path: &Path, own: &str, store: &Store) -> Result<PathBuf, String> {
+    // Whatever a script may go by.
+    let mut name = blake3::Hasher::new();
+    name.update(own.as_bytes());
+    name.update(path.as_os_str().as_bytes());
+    for variable in ["PATH", "RUSTUP_TOOLCHAIN", "RUSTUP_HOME", "HOME"] {
+        let value = std::env::var_os(variable).unwrap_or_default();
+        name.update(value.as_bytes()).update(b"\0");
+    }
+    if variable("RUSTUP_TOOLCHAIN").is_none() {
+        let home = variable("RUSTUP_HOME")
+            .map(PathBuf::from)
+            .unwrap_or_default();
+        if let Ok(text) = fs::read(home.join("settings.toml")) {
+            name.update(&text);
+        }
+    }
+    let name = name.finalize().to_hex();
+    if let Some(known) = store.remembered(ROOM, &name) {
+        return Ok(PathBuf::from(known));
+    }
+    let said = Command::new(path)
+        .arg("--print=sysroot")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .map_err(|error| error.to_string())?;
+    let text = String::from_utf8(said.stdout).map_err(|error| error.to_string())?;
+    let sysroot = PathBuf::from(text.trim_end());
+    if !said.status.success() || driver(&sysroot).is_none() {
+        return Err(format!("{} does not say where it is", path.display()));
+    }
+    store.remember(ROOM, &name, text.trim_end());
+    Ok(sysroot)
+}
+
+fn of_sysroot(sysroot: &Path, target: Option<&str>, store: &Store) -> Result<String, String> {
+    let mut files = named(&sysroot.join("bin"), &["rustc"]);
+    files.extend(named(
+        &sysroot.join("lib"),
+        &["librustc_driver", "libLLVM", "libstd-"],
+    ));
+    let libraries = sysroot.join("lib/rustlib");
+    for triple in triples(&libraries, target) {
+        for part in ["lib", "bin", "bin/gcc-ld", "codegen-backends"] {
+            files.extend(named(&libraries.join(&triple).join(part), &[""]));
+        }
+    }
+    let mut looks = blake3::Hasher::new();
+    for path in &files {
+        let Ok(stat) = fs::metadata(path) else {
+            continue;
+        };
+        looks.update(path.as_os_str().as_bytes());
+        looks.update(format!("{:?}", Identity::of(&stat)).as_bytes());
+    }
+    let looks = looks.finalize().to_hex();
+    if let Some(known) = store.remembered(ROOM, &looks) {
+        return Ok(known);
+    }
+    let mut hasher = blake3::Hasher::new();
+    for path in &files {
+        if path.is_dir() {
+            continue;
+        }
+        let (digest, size) = digest_of(path)?;
+        let name = path.strip_prefix(sysroot).unwrap_or(path);
+        hasher.update(name.as_os_str().as_bytes());
+        hasher.update(format!("\0{size} {digest}\n").as_bytes());
+    }
+    let digest = hasher.finalize().to_hex().to_string();
+    store.remember(ROOM, &looks, &digest);
+    Ok(digest)
+}
+
+/// The host's, by the toolchain's own list of components (else all that are there), and `target`.
+fn triples(libraries: &Path, target: Option<&str>) -> Vec<String> {
+    let components = fs::read_to_string(libraries.join("components")).unwrap_or_default();
+    let mut found: Vec<String> = components
+        .lines()
+        .filter_map(|line| line.strip_prefix("rustc-"))
+        .filter(|triple| libraries.join(triple).join("lib").is_dir())
+        .map(str::to_owned)
+        .collect();
+    if found.is_empty() {
+        found = named(libraries, &[""])
+            .iter()
+            .filter(|path| path.join("lib").is_dir())
+            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
+            .collect();
+    }
+    found.extend(target.map(str::to_owned));
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn digest_of(path: &Path) -> Result<(String, u64), String> {
+    let said = |error: std::io::Error| format!("{}: {error}", path.display());
+    let mut file = fs::File::open(path).map_err(said)?;
+    let (size, digest) = inputs::digest(&mut file).map_err(said)?;
+    Ok((digest, size))
+}

@@ -1,0 +1,527 @@
+//! The first level of the key: everything that is known before any source is read.
+//!
+//! The second level, the files and variables that a compile turned out to read, is in the
+//! entries that were kept under the first (`entry`).
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::super::inputs::{Nanoseconds, changed, modified};
+use super::super::{observe, strip_prefix, variable};
+use super::compiler;
+use super::ledger::{Closure, Kind, Ledgers};
+use super::request::Request;
+use super::store::Store;
+use super::trees::{Scope, tree};
+
+/// Version of keys and entries: others are not looked at.
+const FORMAT: u32 = 1;
+
+/// Package names, one list for Python and for us.
+const PURE: &str = include_str!("../../../../src/cargo_cow/prepare/pure_macros.txt");
+
+/// Variables that no macro goes by: of shells, terminals, sessions, and of Cargo's own plumbing.
+const IDLE: &[&str] = &[
+    "_",
+    "CARGO_MAKEFLAGS",
+    "COLORTERM",
+    "COLUMNS",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DISPLAY",
+    "GPG_TTY",
+    "INIT_CWD",
+    "LINES",
+    "LS_COLORS",
+    "MAKEFLAGS",
+    "MFLAGS",
+    "OLDPWD",
+    "PWD",
+    "RUST_RECURSION_COUNT",
+    "SHLVL",
+    "SSH_AUTH_SOCK",
+    "SSH_CLIENT",
+    "SSH_CONNECTION",
+    "SSH_TTY",
+    "TERM",
+    "TERM_PROGRAM",
+    "TERM_PROGRAM_VERSION",
+    "WAYLAND_DISPLAY",
+    "WINDOWID",
+    "XDG_RUNTIME_DIR",
+    "XDG_SESSION_ID",
+];
+const IDLE_FAMILIES: &[&str] = &["CARGO_COW_", "DIRENV_", "TMUX", "VSCODE_"];
+
+/// What rustc itself, or a linker below it, goes by.
+const READ_BY_RUSTC: &[&str] = &[
+    "RUSTC_BOOTSTRAP",
+    "RUSTC_FORCE_RUSTC_VERSION",
+    "RUST_TARGET_PATH",
+];
+const READ_BY_LINKERS: &[&str] = &[
+    "COMPILER_PATH",
+    "GCC_EXEC_PREFIX",
+    "LDEMULATION",
+    "LD_PRELOAD",
+    "LD_RUN_PATH",
+    "LIBRARY_PATH",
+    "SOURCE_DATE_EPOCH",
+];
+const LINKERS: &[&str] = &[
+    "ld", "ld.bfd", "ld.gold", "ld.lld", "lld", "ld.mold", "mold", "wild",
+];
+/// Where linkers look by themselves; a library that is installed or replaced there by a package
+/// manager changes the directory's mtime.
+const SYSTEM_LIBRARIES: &[&str] = &["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"];
+
+/// Where the call is made, and for what.
+pub struct Context {
+    pub directory: PathBuf,
+    pub profile: PathBuf,
+    pub package: PathBuf,
+    /// A package from a registry or a git dependency, the same wherever it is built.
+    pub is_dependency: bool,
+    pub out: Option<PathBuf>,
+}
+
+impl Context {
+    pub fn of(profile: &Path) -> Option<Self> {
+        let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+        let roots = observe::dependency_sources();
+        Some(Self {
+            directory: std::env::current_dir().ok()?,
+            profile: profile.to_owned(),
+            is_dependency: roots.iter().any(|root| package.starts_with(root)),
+            package,
+            out: variable("OUT_DIR").map(PathBuf::from),
+        })
+    }
+
+    /// What the unit is for those that are given its output.
+    pub fn kind(&self, request: &Request) -> Kind {
+        if !request.crate_types.iter().any(|kind| kind == "proc-macro") {
+            return Kind::Library;
+        }
+        let name = variable("CARGO_PKG_NAME");
+        let listed = name.is_some_and(|name| PURE.lines().any(|line| name == *line));
+        if listed && self.is_dependency {
+            Kind::PureMacro
+        } else {
+            Kind::Macro
+        }
+    }
+}
+
+pub struct Key {
+    pub digest: String,
+    /// (kind, value), in order; kept in the entry, so that a miss can be explained.
+    pub parts: Vec<(String, String)>,
+    /// Newest change of any file that counts as a whole.
+    pub newest: Nanoseconds,
+    /// Only for this directory and this target.
+    pub tied: bool,
+}
+
+struct Parts {
+    parts: Vec<(String, String)>,
+    newest: Nanoseconds,
+}
+
+impl Parts {
+    fn add(&mut self, kind: &str, value: impl Into<String>) {
+        self.parts.push((kind.to_owned(), value.into()));
+    }
+
+    fn variable(&mut self, name: &str) {
+        if let Some(value) = std::env::var_os(name) {
+            self.add("variable", format!("{name}={}", value.display()));
+        }
+    }
+
+    /// Cargo puts the target's own directories first, where only macros are found.
+    fn search_path(&mut self, name: &str, context: &Context) {
+        let value = std::env::var_os(name).unwrap_or_default();
+        let elsewhere = |path: &PathBuf| !path.starts_with(&context.profile);
+        let paths: Vec<_> = std::env::split_paths(&value).filter(elsewhere).collect();
+        self.add("variable", format!("{name}={paths:?}"));
+    }
+
+    fn tree(
+        &mut self,
+        kind: &str,
+        root: &Path,
+        scope: Scope,
+        context: &Context,
+        ledgers: &mut Ledgers,
+    ) -> Result<(), String> {
+        let found = tree(root, scope, &context.profile, ledgers)?;
+        self.newest = self.newest.max(found.newest);
+        self.add(kind, format!("{} {}", root.display(), found.digest));
+        Ok(())
+    }
+}
+
+/// Or why the call is the compiler's alone.
+pub fn of(
+    program: &std::ffi::OsStr,
+    request: &Request,
+    context: &Context,
+    ledgers: &mut Ledgers,
+    store: &Store,
+) -> Result<Key, String> {
+    let closure = ledgers.closure(&request.externs);
+    let tied = !context.is_dependency || (closure.impure && context.out.is_some());
+    let mut parts = Parts {
+        parts: Vec::new(),
+        newest: 0,
+    };
+    parts.add("format", FORMAT.to_string());
+    let identity = compiler::identity(program, request.target.as_deref(), store)?;
+    parts.add("compiler", identity);
+    parts.add("crate", &request.crate_name);
+    for word in &request.words {
+        parts.add("word", word);
+    }
+    parts.add("directory", context.directory.display().to_string());
+    parts.add("package", context.package.display().to_string());
+    if tied {
+        parts.add("profile", context.profile.display().to_string());
+        let out_dir = request.out_dir.display().to_string();
+        parts.add("out-dir", out_dir);
+    }
+    for (name, path) in &request.externs {
+        let digest = ledgers
+            .digest(path)
+            .ok_or_else(|| format!("{} cannot be read", path.display()))?;
+        let file = path.file_name().unwrap_or_default();
+        parts.add("extern", format!("{name} {} {digest}", file.display()));
+    }
+    for path in &request.files {
+        let contents = fs::read(context.directory.join(path));
+        let contents = contents.map_err(|error| format!("{}: {error}", path.display()))?;
+        let digest = blake3::hash(&contents).to_hex();
+        parts.add("file", format!("{} {digest}", path.display()));
+    }
+    for name in READ_BY_RUSTC {
+        parts.variable(name);
+    }
+    for (name, value) in sorted_variables() {
+        if name.starts_with("CARGO_PKG_") || name == "CARGO_CRATE_NAME" || name == "CARGO_BIN_NAME"
+        {
+            parts.add("variable", format!("{name}={value}"));
+        }
+    }
+    libraries(&mut parts, request, context, ledgers)?;
+    if request.native_cpu {
+        parts.add("processor", processor()?);
+    }
+    if request.links() {
+        linking(&mut parts, request, context, ledgers, &closure)?;
+    }
+    hidden(&mut parts, context, ledgers, &closure)?;
+    declared(&mut parts, context, ledgers)?;
+
+    let mut hasher = blake3::Hasher::new();
+    for (kind, value) in &parts.parts {
+        hasher.update(&(kind.len() as u64).to_le_bytes());
+        hasher.update(kind.as_bytes());
+        hasher.update(&(value.len() as u64).to_le_bytes());
+        hasher.update(value.as_bytes());
+    }
+    Ok(Key {
+        digest: hasher.finalize().to_hex().to_string(),
+        parts: parts.parts,
+        newest: parts.newest,
+        tied,
+    })
+}
+
+fn sorted_variables() -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = std::env::vars_os()
+        .map(|(name, value)| (name.display().to_string(), value.display().to_string()))
+        .collect();
+    found.sort();
+    found
+}
+
+/// What is in the directories that native libraries come from.
+fn libraries(
+    parts: &mut Parts,
+    request: &Request,
+    context: &Context,
+    ledgers: &mut Ledgers,
+) -> Result<(), String> {
+    for directory in &request.library_paths {
+        let inside = directory.strip_prefix(&context.profile).ok();
+        let shown = inside.unwrap_or(directory).display();
+        parts.add("libraries", shown.to_string());
+        let Ok(entries) = fs::read_dir(context.directory.join(directory)) else {
+            continue;
+        };
+        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        files.sort();
+        for file in files {
+            let name = file
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or("");
+            let suffixes = [".a", ".so", ".o", ".lib"];
+            if !suffixes.iter().any(|end| name.ends_with(end)) && !name.contains(".so.") {
+                continue;
+            }
+            let Ok(stat) = fs::metadata(&file) else {
+                continue;
+            };
+            parts.newest = parts.newest.max(changed(&stat));
+            if inside.is_some() {
+                let digest = ledgers
+                    .digest(&file)
+                    .ok_or_else(|| format!("{} cannot be read", file.display()))?;
+                parts.add("library", format!("{name} {digest}"));
+            } else {
+                parts.add("library", format!("{name} {}", looks(&stat)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A file of the system's, on this machine: by its stat.
+fn looks(stat: &fs::Metadata) -> String {
+    format!("{} {} {}", stat.size(), modified(stat), changed(stat))
+}
+
+/// Programs, shared objects and static libraries hold everything below them, and what the linker
+/// brings.
+fn linking(
+    parts: &mut Parts,
+    request: &Request,
+    context: &Context,
+    ledgers: &mut Ledgers,
+    closure: &Closure,
+) -> Result<(), String> {
+    if let Some(unknown) = &closure.unknown {
+        return Err(format!("what is below {} is not known", unknown.display()));
+    }
+    for stem in &closure.libraries {
+        let path = stem.with_extension("rlib");
+        let digest = ledgers
+            .digest(&path)
+            .ok_or_else(|| format!("{} cannot be read", path.display()))?;
+        let file = path.file_name().unwrap_or_default();
+        parts.add("below", format!("{} {digest}", file.display()));
+    }
+    for name in READ_BY_LINKERS {
+        parts.variable(name);
+    }
+    parts.search_path("LD_LIBRARY_PATH", context);
+    let named = request.linker.clone().unwrap_or_else(|| "cc".to_owned());
+    for (index, name) in std::iter::once(named.as_str())
+        .chain(LINKERS.iter().copied())
+        .enumerate()
+    {
+        match compiler::located(name.as_ref()) {
+            Some(path) => {
+                let real = fs::canonicalize(&path).unwrap_or(path);
+                let stat = fs::metadata(&real).map_err(|error| error.to_string())?;
+                let what = format!("{name} {} {}", real.display(), looks(&stat));
+                parts.add("linker", what);
+            }
+            None if index == 0 => return Err(format!("the linker {name} is not found")),
+            None => {}
+        }
+    }
+    let mut directories: Vec<PathBuf> = SYSTEM_LIBRARIES.iter().map(PathBuf::from).collect();
+    for (above, depth) in [("/usr/lib", 1), ("/usr/lib/gcc", 2)] {
+        let mut level = vec![PathBuf::from(above)];
+        for _ in 0..depth {
+            level = level.iter().flat_map(|path| directories_of(path)).collect();
+        }
+        level.retain(|path| depth > 1 || path.to_string_lossy().contains("-linux-"));
+        directories.extend(level);
+    }
+    for directory in directories {
+        if let Ok(stat) = fs::metadata(&directory) {
+            let value = format!("{} {}", directory.display(), modified(&stat));
+            parts.add("system", value);
+        }
+    }
+    for argument in &request.link_arguments {
+        for word in argument.split([',', '=']) {
+            // `-T script`, `@file`, `-L/path`
+            let bare = word.trim_start_matches('@');
+            let path = strip_prefix(bare.as_ref(), "-L").map_or(bare.as_ref(), Path::new);
+            let Ok(stat) = fs::metadata(context.directory.join(path)) else {
+                continue;
+            };
+            if stat.is_dir() {
+                continue;
+            }
+            let contents = fs::read(context.directory.join(path));
+            let contents = contents.map_err(|error| format!("{}: {error}", path.display()))?;
+            parts.newest = parts.newest.max(changed(&stat));
+            let digest = blake3::hash(&contents).to_hex();
+            parts.add("link-file", format!("{} {digest}", path.display()));
+        }
+        if argument.contains("-L") || argument.contains("@") {
+            return Err(format!("the link argument {argument}"));
+        }
+    }
+    Ok(())
+}
+
+fn directories_of(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(path) else {
+        return Vec::new();
+    };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect();
+    found.sort();
+    found
+}
+
+/// `native` is another processor on another machine, and after a change of a virtual one.
+fn processor() -> Result<String, String> {
+    let text = fs::read_to_string("/proc/cpuinfo").map_err(|error| error.to_string())?;
+    let wanted = [
+        "vendor_id",
+        "cpu family",
+        "model",
+        "flags",
+        "Features",
+        "CPU part",
+    ];
+    let first = text.split("\n\n").next().unwrap_or(&text);
+    let lines: Vec<&str> = first
+        .lines()
+        .filter(|line| {
+            let name = line.split(':').next().unwrap_or("").trim();
+            wanted.contains(&name)
+        })
+        .collect();
+    Ok(blake3::hash(lines.join("\n").as_bytes())
+        .to_hex()
+        .to_string())
+}
+
+/// What macros may read behind the compiler's back.
+fn hidden(
+    parts: &mut Parts,
+    context: &Context,
+    ledgers: &mut Ledgers,
+    closure: &Closure,
+) -> Result<(), String> {
+    if closure.macros && !context.is_dependency {
+        // Even pure ones look up how a crate is called here (proc-macro-crate).
+        for manifest in [&context.package, &context.directory] {
+            parts.tree(
+                "manifest",
+                &manifest.join("Cargo.toml"),
+                Scope::All,
+                context,
+                ledgers,
+            )?;
+        }
+    }
+    if !closure.impure {
+        return Ok(());
+    }
+    for (name, value) in sorted_variables() {
+        let idle = IDLE.contains(&name.as_str())
+            || IDLE_FAMILIES.iter().any(|family| name.starts_with(family));
+        if name == "LD_LIBRARY_PATH" {
+            parts.search_path(&name, context);
+        } else if !idle {
+            parts.add("variable", format!("{name}={value}"));
+        }
+    }
+    if let Some(out) = &context.out {
+        parts.tree("generated", out, Scope::All, context, ledgers)?;
+    }
+    if context.is_dependency {
+        return Ok(()); // its files are those of its version
+    }
+    parts.tree(
+        "package-files",
+        &context.package,
+        Scope::Package,
+        context,
+        ledgers,
+    )?;
+    for directory in context.package.ancestors().skip(1) {
+        for name in [".env", ".env.local"] {
+            let file = directory.join(name);
+            if file.exists() {
+                parts.tree("environment-file", &file, Scope::All, context, ledgers)?;
+            }
+        }
+        for name in [".sqlx", "sqlx-data.json"] {
+            let file = directory.join(name);
+            if directory.starts_with(&context.directory) && file.exists() {
+                parts.tree("prepared-queries", &file, Scope::All, context, ledgers)?;
+            }
+        }
+        if directory.join(".git").exists() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What the package's script declares: such a script is often there only to have Cargo compile
+/// again when something changes that a macro reads.
+fn declared(parts: &mut Parts, context: &Context, ledgers: &mut Ledgers) -> Result<(), String> {
+    let Some(out) = &context.out else {
+        return Ok(());
+    };
+    let run = out.parent().ok_or("OUT_DIR has no parent")?;
+    // The old layout, and the new one.
+    let output = [
+        run.join("output"),
+        run.join("run/stdout"),
+        run.join("stdout"),
+    ]
+    .into_iter()
+    .find_map(|path| fs::read(path).ok())
+    .ok_or_else(|| format!("what the script of {} printed is not there", run.display()))?;
+    let output = String::from_utf8_lossy(&output);
+    let mut any = false;
+    for line in output.lines() {
+        let line = line.trim();
+        let directive = line.strip_prefix("cargo::").or(line.strip_prefix("cargo:"));
+        let Some((name, value)) = directive.and_then(|text| text.split_once('=')) else {
+            continue;
+        };
+        let value = value.trim_end();
+        match name {
+            "rerun-if-changed" => {
+                any = true;
+                let path = context.package.join(value);
+                let own = path.starts_with(run);
+                if context.is_dependency && path.starts_with(&context.package) || own {
+                    continue; // of its version; or made by the script itself
+                }
+                parts.tree("declared", &path, Scope::All, context, ledgers)?;
+            }
+            "rerun-if-env-changed" => {
+                any = true;
+                parts.variable(value);
+            }
+            _ => {}
+        }
+    }
+    if !any && !context.is_dependency {
+        parts.tree(
+            "package-files",
+            &context.package,
+            Scope::Package,
+            context,
+            ledgers,
+        )?;
+    }
+    Ok(())
+}

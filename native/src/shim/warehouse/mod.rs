@@ -1,0 +1,566 @@
+//! The warehouse's door for one call: what was compiled before from the same comes back, and what
+//! is compiled now is kept.  `docs/warehouse.md` is the contract.
+//!
+//! Two levels.  The first key (`key`) is known before any source is read; under it lie entries,
+//! each with the files and variables that its compile read.  One whose all are the same here is
+//! given out: its files by reflink, under the time of now; its diagnostics once more.  In any
+//! doubt there is no hit, and the compiler runs.
+
+mod baked;
+mod compiler;
+mod entry;
+mod key;
+mod ledger;
+mod request;
+mod store;
+mod trees;
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::args::{Call, Compile};
+use super::identity::restore::Back;
+use super::inputs::{Hasher, Identity, Nanoseconds, modified};
+use super::process::{CHAIN, Said};
+use super::{layout, log, variable};
+use crate::clone_tree::Mode;
+use crate::depinfo;
+use entry::{Entry, Moved};
+use key::{Context, Key};
+use ledger::Ledgers;
+use request::Request;
+use store::Store;
+
+/// Entries of one key: so many are kept, the ones used last.  Of a unit that is edited in place,
+/// the last result and the one before it.
+const KEPT: usize = 8;
+const KEPT_INCREMENTAL: usize = 2;
+
+/// A call that may be answered from the warehouse.
+pub struct Door {
+    store: Store,
+    program: OsString,
+    request: Request,
+    context: Context,
+    ledgers: Ledgers,
+    key: Key,
+    dep_info: PathBuf,
+    opened: Instant,
+}
+
+impl Door {
+    /// `None`: switched off, or the call is the compiler's alone.
+    pub fn of(call: &Call, compile: &Compile) -> Option<Self> {
+        let opened = Instant::now();
+        let profile = layout::profile_directory(&compile.out_dir)?;
+        if !profile.is_absolute() {
+            return None;
+        }
+        let store = Store::of(profile)
+            .inspect_err(|reason| log(&format!("warehouse: not used: {reason}")))
+            .ok()??;
+        let made = Self::made(call, compile, profile, &store);
+        let (program, request, context, ledgers, key) = match made {
+            Ok(made) => made,
+            Err(reason) => {
+                log(&format!("warehouse: not for this call: {reason}"));
+                store.tell(&json!({"time": now(), "what": "passed", "reason": reason,
+                    "crate": compile.crate_name.to_string_lossy()}));
+                return None;
+            }
+        };
+        Some(Self {
+            store,
+            program,
+            request,
+            context,
+            ledgers,
+            key,
+            dep_info: compile.dep_info.clone()?,
+            opened,
+        })
+    }
+
+    fn made(
+        call: &Call,
+        compile: &Compile,
+        profile: &Path,
+        store: &Store,
+    ) -> Result<(OsString, Request, Context, Ledgers, Key), String> {
+        if variable(CHAIN).is_some() {
+            return Err("another wrapper".to_owned());
+        }
+        if rustix::termios::isatty(io::stderr()) {
+            return Err("stderr is a terminal".to_owned());
+        }
+        let request = Request::of(call, compile)?;
+        let context = Context::of(profile).ok_or("not called by Cargo")?;
+        let mut ledgers = Ledgers::default();
+        let stem = format!("lib{}{}", request.crate_name, request.extra_filename);
+        ledgers
+            .note_unit(profile, &stem, context.kind(&request), &request.externs)
+            .ok_or("its unit cannot be noted")?;
+        let program = call.programs[0].clone();
+        let key = key::of(&program, &request, &context, &mut ledgers, store)?;
+        Ok((program, request, context, ledgers, key))
+    }
+
+    /// Gives out what was compiled from the same.  `None`: the compiler has to run.
+    pub fn restore(&mut self) -> Option<()> {
+        let mut reason = "new".to_owned();
+        for entry in Entry::all(&self.store, &self.key.digest) {
+            if let Err(why) = self.matches(&entry) {
+                reason = why;
+                continue;
+            }
+            if !entry.is_whole() {
+                "damaged".clone_into(&mut reason);
+                entry::remove(&self.store, &entry.directory);
+                continue;
+            }
+            let Some(_held) = entry.hold() else { continue };
+            match self.give_out(&entry) {
+                Ok(moved) => {
+                    let saved = entry.value.get("seconds").and_then(Value::as_f64);
+                    self.tell("hit", "", &moved, saved.unwrap_or(0.0));
+                    log(&format!("warehouse: {} restored", self.request.crate_name));
+                    return Some(());
+                }
+                Err(error) => {
+                    reason = format!("not restored: {error}");
+                    self.forget_if_apart(&error);
+                }
+            }
+        }
+        log(&format!("warehouse: {}: {reason}", self.request.crate_name));
+        self.tell("miss", &reason, &Moved::default(), 0.0);
+        None
+    }
+
+    fn tell(&self, what: &str, reason: &str, moved: &Moved, saved: f64) {
+        self.store.tell(&json!({
+            "time": now(),
+            "what": what,
+            "reason": reason,
+            "crate": self.request.crate_name,
+            "key": self.key.digest,
+            "seconds": self.opened.elapsed().as_secs_f64(),
+            "reflinked": moved.reflinked,
+            "copied": moved.copied,
+            "copied_reason": moved.reason,
+            "compile_seconds": saved,
+        }));
+    }
+
+    fn forget_if_apart(&self, error: &io::Error) {
+        if self.store.mode == Mode::Reflink && error.raw_os_error() == Some(libc::EXDEV) {
+            Store::forget(&self.context.profile);
+        }
+    }
+
+    /// Whether all that an entry's compile read is the same here, or the first that is not.
+    fn matches(&self, entry: &Entry) -> Result<(), String> {
+        let profile = self.context.profile.to_str().ok_or("not UTF-8")?;
+        if entry.is_bound() && entry.text("profile") != Some(profile) {
+            return Err("it holds the path of another target".to_owned());
+        }
+        if entry.value.get("said") != Some(&Value::Bool(false))
+            && entry.value.get("form") != Some(&json!(self.request.form))
+        {
+            return Err("its diagnostics are of another form".to_owned());
+        }
+        for variable in entry.list("variables") {
+            let name = variable[0].as_str().ok_or("malformed")?;
+            let value = variable[1].as_str();
+            let here = std::env::var(name).ok();
+            // Where the outputs hold it, the entry is bound.
+            let moved = name == "OUT_DIR" && here.is_some() && value.is_some();
+            if here.as_deref() != value && !moved {
+                return Err(format!("variable {name}"));
+            }
+        }
+        for path in entry.list("absent") {
+            let path = path.as_str().ok_or("malformed")?;
+            if self.context.directory.join(path).exists() {
+                return Err(format!("new file {path}"));
+            }
+        }
+        for file in entry.list("files") {
+            let [base, path, digest, looks] = file.as_array().map_or(&[][..], Vec::as_slice) else {
+                return Err("malformed".to_owned());
+            };
+            let name = path.as_str().ok_or("malformed")?;
+            let path = if base == "out" {
+                self.context.out.as_ref().ok_or("no OUT_DIR")?.join(name)
+            } else {
+                self.context.directory.join(name)
+            };
+            if !is_same(&path, digest.as_str(), looks.as_str()) {
+                return Err(format!("file {name}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The way from the paths of an entry's compile to those of here.
+    fn way(&self, entry: &Entry) -> Option<Back> {
+        let mut pairs = vec![(
+            entry.text("out_dir")?.to_owned(),
+            self.request.out_dir.to_str()?.to_owned(),
+        )];
+        if let (Some(there), Some(here)) = (entry.text("out"), &self.context.out) {
+            pairs.push((there.to_owned(), here.to_str()?.to_owned()));
+        }
+        pairs.retain(|(there, here)| there != here);
+        Some(Back::new(pairs))
+    }
+
+    fn give_out(&mut self, entry: &Entry) -> io::Result<Moved> {
+        let malformed = || io::Error::other("malformed");
+        let outputs = entry.outputs().ok_or_else(malformed)?;
+        let way = self.way(entry).ok_or_else(malformed)?;
+        let dep_info = entry.text("dep_info").ok_or_else(malformed)?;
+        let stderr = entry.text("stderr").ok_or_else(malformed)?;
+        let dep_info = self.dep_info_here(&way, dep_info);
+        let out_dir = self.request.out_dir.clone();
+        let staging = self
+            .context
+            .profile
+            .join(".cargo-cow")
+            .join(format!("restoring-{}", store::unique()));
+        fs::create_dir_all(&staging)?;
+        let moved: io::Result<Moved> = (|| {
+            let mut moved = Moved::default();
+            for (index, output) in outputs.iter().enumerate() {
+                // Modes as rustc and the linker leave them.
+                let mode = if output.executable { 0o777 } else { 0o666 };
+                let to = OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(mode)
+                    .open(staging.join(output.name))?;
+                let from = File::open(entry.file(index))?;
+                let method = entry::transfer(&from, &to, output.size, self.store.mode)?;
+                moved.add(method, output.size);
+            }
+            let aside = staging.join("dep-info");
+            fs::write(&aside, dep_info)?;
+            for output in &outputs {
+                fs::rename(staging.join(output.name), out_dir.join(output.name))?;
+            }
+            fs::rename(aside, &self.dep_info)?;
+            Ok(moved)
+        })();
+        let _ = fs::remove_dir_all(&staging);
+        let moved = moved?;
+        for output in &outputs {
+            if let Ok(stat) = fs::metadata(out_dir.join(output.name)) {
+                let profile = self.context.profile.clone();
+                self.ledgers
+                    .note(&profile, &Identity::of(&stat), output.digest);
+            }
+        }
+        let mut said = Vec::new();
+        way.relay(stderr.as_bytes(), &mut said);
+        // Whoever listened is gone otherwise, and what was asked for is there.
+        let _ = io::stderr().lock().write_all(&said);
+        Ok(moved)
+    }
+
+    fn dep_info_here(&self, way: &Back, text: &str) -> String {
+        let text = way.dep_info(text).unwrap_or_else(|| text.to_owned());
+        let Some(out) = self.context.out.as_ref().and_then(|out| out.to_str()) else {
+            return text;
+        };
+        let own = |line: &str| {
+            if line.starts_with("# env-dep:OUT_DIR=") {
+                let escaped = out
+                    .replace('\\', "\\\\")
+                    .replace('\n', "\\n")
+                    .replace('\r', "\\r");
+                format!("# env-dep:OUT_DIR={escaped}\n")
+            } else {
+                line.to_owned()
+            }
+        };
+        text.split_inclusive('\n').map(own).collect()
+    }
+
+    /// Keeps what the compile that began at `since` made.
+    pub fn keep(&mut self, since: Nanoseconds, hasher: &mut Hasher, said: &Said, seconds: f64) {
+        match self.kept(since, hasher, said, seconds) {
+            Ok(moved) => {
+                log(&format!("warehouse: {} kept", self.request.crate_name));
+                self.tell("kept", "", &moved, seconds);
+                self.prune();
+            }
+            Err(reason) => {
+                log(&format!(
+                    "warehouse: {} not kept: {reason}",
+                    self.request.crate_name
+                ));
+                self.tell("not-kept", &reason, &Moved::default(), seconds);
+            }
+        }
+    }
+
+    fn kept(
+        &mut self,
+        since: Nanoseconds,
+        hasher: &mut Hasher,
+        said: &Said,
+        seconds: f64,
+    ) -> Result<Moved, String> {
+        let began = Instant::now();
+        if !said.complete {
+            return Err("it said too much, or on stdout".to_owned());
+        }
+        let stderr = std::str::from_utf8(&said.stderr).map_err(|error| error.to_string())?;
+        let (files, diagnostics) = self.made_files(stderr)?;
+        let stat = fs::metadata(&self.dep_info).map_err(|error| error.to_string())?;
+        if modified(&stat) < super::inputs::earliest_stamp(modified(&stat), since) {
+            return Err("its dep-info is not of this run".to_owned());
+        }
+        let dep_info = fs::read_to_string(&self.dep_info).map_err(|error| error.to_string())?;
+        let read = depinfo::parse(&dep_info).ok_or("its dep-info is malformed")?;
+        let (inputs, absent) = self.inputs(&read, hasher)?;
+        // Everything else that counts must be what it was before, and not younger.
+        let mut ledgers = Ledgers::default();
+        let Self {
+            program,
+            request,
+            context,
+            store,
+            ..
+        } = self;
+        let again = key::of(program, request, context, &mut ledgers, store)?;
+        if again.digest != self.key.digest {
+            return Err("what it was given changed meanwhile".to_owned());
+        }
+        if again.newest >= super::inputs::earliest_stamp(again.newest, since) {
+            return Err("a file that counts was changed meanwhile".to_owned());
+        }
+        let bound = !self.key.tied && self.holds_target(&read, &files)?;
+        let profile = self.context.profile.to_str().ok_or("not UTF-8")?;
+        let mut id = blake3::Hasher::new();
+        let form = json!(self.request.form);
+        for part in [
+            json!(
+                inputs
+                    .iter()
+                    .map(|input| &input.as_array().map_or(&[][..], Vec::as_slice)[..3])
+                    .collect::<Vec<_>>()
+            ),
+            json!(read.environment),
+            if bound { json!(profile) } else { Value::Null },
+            if diagnostics {
+                form.clone()
+            } else {
+                Value::Null
+            },
+        ] {
+            id.update(part.to_string().as_bytes()).update(b"\n");
+        }
+        let id = id.finalize().to_hex().to_string();
+        let value = json!({
+            "created": now(),
+            "seconds": seconds,
+            "crate": self.request.crate_name,
+            "package": variable("CARGO_PKG_NAME").map(|name| name.to_string_lossy().into_owned()),
+            "version": variable("CARGO_PKG_VERSION").map(|name| name.to_string_lossy().into_owned()),
+            "incremental": self.request.incremental,
+            "parts": self.key.parts,
+            "profile": profile,
+            "out_dir": self.request.out_dir.to_str().ok_or("not UTF-8")?,
+            "out": self.context.out.as_ref().and_then(|out| out.to_str()),
+            "bound": bound,
+            "form": form,
+            "said": diagnostics,
+            "variables": read.environment,
+            "absent": absent,
+            "files": inputs,
+            "stderr": stderr,
+            "dep_info": dep_info,
+        });
+        let outcome = entry::keep(&self.store, &self.key.digest, &id, value, &files);
+        let (moved, digests) = outcome?;
+        for ((path, _, _), digest) in files.iter().zip(&digests) {
+            if let Ok(stat) = fs::metadata(path) {
+                self.ledgers
+                    .note(profile.as_ref(), &Identity::of(&stat), digest);
+            }
+        }
+        log(&format!(
+            "warehouse: keeping took {:.1} ms",
+            began.elapsed().as_secs_f64() * 1e3
+        ));
+        Ok(moved)
+    }
+
+    /// The files that rustc told of, and whether it said anything else.
+    #[expect(clippy::type_complexity, reason = "a list, and a word about it")]
+    fn made_files(&self, stderr: &str) -> Result<(Vec<(PathBuf, String, bool)>, bool), String> {
+        let mut files = Vec::new();
+        let mut linked = 0;
+        let mut diagnostics = false;
+        for line in stderr.lines() {
+            let value: Option<Value> = serde_json::from_str(line).ok();
+            let told = value
+                .as_ref()
+                .filter(|value| value["$message_type"] == "artifact")
+                .and_then(|value| Some((value["artifact"].as_str()?, value["emit"].as_str()?)));
+            let Some((path, emit)) = told else {
+                diagnostics = true;
+                continue;
+            };
+            let path = self.context.directory.join(path);
+            match emit {
+                "dep-info" => continue,
+                "link" => linked += 1,
+                "metadata" => {}
+                other => return Err(format!("it made {other}")),
+            }
+            let name = path.file_name().and_then(|name| name.to_str());
+            let stat = fs::symlink_metadata(&path).map_err(|error| error.to_string())?;
+            match name {
+                Some(name) if path.parent() == Some(&self.request.out_dir) && stat.is_file() => {
+                    files.push((path.clone(), name.to_owned(), stat.mode() & 0o111 != 0));
+                }
+                _ => return Err(format!("it made {}", path.display())),
+            }
+        }
+        let wanted = usize::from(self.request.makes_code) * self.request.crate_types.len().max(1);
+        if linked != wanted || files.is_empty() {
+            return Err("it did not tell what it made".to_owned());
+        }
+        Ok((files, diagnostics))
+    }
+
+    /// What the dep-info names, as (base, path, digest, looks), and the files that must not
+    /// appear: a module is looked for in two places.
+    fn inputs(
+        &self,
+        read: &depinfo::DepInfo,
+        hasher: &mut Hasher,
+    ) -> Result<(Vec<Value>, Vec<String>), String> {
+        let mut inputs = Vec::new();
+        let mut absent = Vec::new();
+        for name in &read.files {
+            let path = self.context.directory.join(name);
+            let input = hasher
+                .hash(&path)
+                .map_err(|reason| format!("{}: {reason}", path.display()))?;
+            let generated = self
+                .context
+                .out
+                .as_ref()
+                .and_then(|out| path.strip_prefix(out).ok());
+            let (base, shown) = match generated.and_then(Path::to_str) {
+                Some(relative) => ("out", relative),
+                None => ("", name.as_str()),
+            };
+            inputs.push(json!([base, shown, input.digest, looks(&input.identity)]));
+            if self.context.is_dependency || !name.ends_with(".rs") {
+                continue;
+            }
+            let text = fs::read(&path).map_err(|error| error.to_string())?;
+            if memchr::memmem::find(&text, b"incbin").is_some() {
+                return Err(format!("{name} may include what nobody tells of"));
+            }
+            let other = match name.strip_suffix("/mod.rs") {
+                Some(module) => format!("{module}.rs"),
+                None => format!("{}/mod.rs", name.trim_end_matches(".rs")),
+            };
+            if self.context.directory.join(&other).exists() {
+                if !read.files.contains(&other) {
+                    return Err(format!("both {name} and {other} are there"));
+                }
+            } else {
+                absent.push(other);
+            }
+        }
+        Ok((inputs, absent))
+    }
+
+    /// Whether what was made of a dependency tells where it was made.
+    fn holds_target(
+        &self,
+        read: &depinfo::DepInfo,
+        files: &[(PathBuf, String, bool)],
+    ) -> Result<bool, String> {
+        let profile = self.context.profile.to_str().ok_or("not UTF-8")?;
+        let out = self.context.out.as_ref().and_then(|out| out.to_str());
+        let mut reads_out_dir = false;
+        for (name, value) in &read.environment {
+            if value.as_ref().is_some_and(|value| value.contains(profile)) {
+                if name != "OUT_DIR" {
+                    return Ok(true);
+                }
+                reads_out_dir = true;
+            }
+        }
+        let mut names: Vec<String> = read.files.clone();
+        names.retain(|name| out.is_some_and(|out| Path::new(name).starts_with(out)));
+        let finder = memchr::memmem::Finder::new(profile);
+        for (path, _, _) in files {
+            let contents = fs::read(path).map_err(|error| error.to_string())?;
+            let found = if reads_out_dir {
+                baked::holds(&contents, profile, &names)
+            } else {
+                // Nothing asked for it; so where it is, nobody knows why.
+                finder.find(&contents).is_some()
+            };
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Lets the entries of this key go that were used longest ago.
+    fn prune(&self) {
+        let most = if self.request.incremental {
+            KEPT_INCREMENTAL
+        } else {
+            KEPT
+        };
+        for entry in Entry::all(&self.store, &self.key.digest).iter().skip(most) {
+            entry::remove(&self.store, &entry.directory);
+        }
+    }
+}
+
+/// Whether the file has the digest; one that looks as it did then was not written to since.
+fn is_same(path: &Path, digest: Option<&str>, then: Option<&str>) -> bool {
+    let Ok(mut file) = File::open(path) else {
+        return false;
+    };
+    let Ok(stat) = file.metadata() else {
+        return false;
+    };
+    if Some(looks(&Identity::of(&stat)).as_str()) == then {
+        return true;
+    }
+    stat.is_file()
+        && super::inputs::digest(&mut file).is_ok_and(|(_, found)| Some(found.as_str()) == digest)
+}
+
+fn looks(identity: &Identity) -> String {
+    format!(
+        "{}:{}:{}:{}:{}",
+        identity.device, identity.inode, identity.size, identity.modified, identity.changed
+    )
+}
+
+/// Seconds since the epoch.
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs())
+}
