@@ -7,6 +7,8 @@
 
 mod clone_tree;
 mod depinfo;
+mod elf;
+mod frame;
 mod namespace;
 mod shim;
 mod signals;

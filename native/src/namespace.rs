@@ -13,13 +13,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::frame;
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// What the child's view shall be.
 pub struct View {
-    /// What lies at the first path shall also be seen at the second; in this order.
+    /// What lies at the first path shall also be seen at the second, which may be a directory
+    /// around it; in this order.
     pub binds: Vec<(PathBuf, PathBuf)>,
     /// The working directory, as it is called inside.
     pub directory: PathBuf,
@@ -58,8 +60,12 @@ impl View {
         mount_change("/", private)
             .map_err(|error| ("no private mounts".to_owned(), error.into()))?;
         for (real, seen) in &self.binds {
-            mount_bind_recursive(real, seen)
-                .map_err(|error| (format!("cannot bind at {}", seen.display()), error.into()))?;
+            let bound = if real.starts_with(seen) {
+                frame::mount_over(real, seen)
+            } else {
+                mount_bind_recursive(real, seen).map_err(io::Error::from)
+            };
+            bound.map_err(|error| (format!("cannot bind at {}", seen.display()), error))?;
         }
         std::env::set_current_dir(&self.directory)
             .map_err(|error| (self.directory.display().to_string(), error))?;

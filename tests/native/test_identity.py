@@ -96,12 +96,12 @@ class Worktree(NamedTuple):
         return inside
 
 
-def _worktree(shim: Path, base: Path) -> Worktree:
+def _worktree(shim: Path, base: Path, place: str = "work space") -> Worktree:
     main = base / "main one"
     main.mkdir()
     _git("init", "-q", "-b", "main", where=main)
     _git("commit", "-q", "--allow-empty", "-m", "first", where=main)
-    root = base / "work space"
+    root = base / place
     _git("worktree", "add", "-q", "--detach", root, where=main)
     unit = Unit(shim, root)
     unit.fingerprint.mkdir(parents=True)
@@ -121,6 +121,12 @@ def _worktree(shim: Path, base: Path) -> Worktree:
 @pytest.fixture
 def worktree(native_program: Path, tmp_path: Path) -> Worktree:
     return _worktree(native_program, tmp_path)
+
+
+@pytest.fixture
+def nested(native_program: Path, tmp_path: Path) -> Worktree:
+    """A worktree inside of its main checkout, which is its identity."""
+    return _worktree(native_program, tmp_path, "main one/.trees/work space")
 
 
 # --- what the compiler sees -------------------------------------------------------------------
@@ -217,6 +223,65 @@ def test_a_package_that_lies_elsewhere(worktree: Worktree, tmp_path: Path) -> No
     )
     assert done.stdout.startswith(f"{elsewhere}\n")
     assert f"<{worktree.main}/target/debug/deps>" in done.stdout
+
+
+def test_a_worktree_inside_of_its_identity(nested: Worktree) -> None:
+    (nested.root / "linked").symlink_to("src/b.rs")
+    (nested.root / ".trees").mkdir()
+    (nested.root / ".trees/kept").write_text("kept\n")
+    (nested.main / "hidden").touch()
+    head = _git("rev-parse", "HEAD", where=nested.root)
+    does = (
+        'pwd; cat src/lib.rs linked .trees/kept; ls -A; cat "$CARGO_MANIFEST_DIR/src/b.rs";'
+        ' git rev-parse HEAD; echo > "$CARGO_MANIFEST_DIR/made"; mkdir target/debug/incremental;'
+        f" printf '%s\\n' 'x.d: src/lib.rs {str(nested.root).replace(' ', chr(92) + ' ')}/src/b.rs'"
+        f" > target/debug/deps/app-{HASH}.d"
+    )
+    done = nested.call(does, PATH=f"{os.environ['PATH']}:{nested.root}/bin")
+    assert nested.went_in(done)
+    lines = done.stdout.decode().splitlines()[1:]
+    names = [".git", ".trees", "linked", "rustc", "src", "target"]
+    assert lines == ["// lib.rs", "// b.rs", "kept", *names, "// b.rs", head]
+    assert (nested.root / "made").exists()
+    assert (nested.root / "target/debug/incremental").is_dir()
+    assert sorted(path.name for path in nested.main.iterdir()) == [".git", ".trees", "hidden"]
+    observed = json.loads(nested.unit.observed.read_text())
+    assert [name for name, _, _ in observed["files"]] == [
+        "src/lib.rs",
+        f"{nested.root}/src/b.rs",
+    ]
+
+
+def test_from_inside_of_its_identity_a_message_comes_back(nested: Worktree) -> None:
+    done = nested.call('pwd; printf "$PWD/x $CARGO_MANIFEST_DIR/y $PWD/.trees/z" >&2')
+    assert nested.went_in(done)
+    expected = f"{nested.root}/x {nested.root}/y {nested.root}/.trees/z"
+    assert done.stderr.decode() == expected
+
+
+def test_what_is_made_beside_the_sources_is_made(nested: Worktree) -> None:
+    """The frame is read-only; who has to write there compiles at the real path."""
+    does = 'pwd; touch made || { echo "os error 30" >&2; exit 1; }'
+    done = nested.call(does)
+    assert done.returncode == 0
+    assert (nested.root / "made").exists()
+    assert "given up: it wrote into its working directory" in nested.said()
+
+
+def test_inside_of_its_identity_what_is_beside_it_is_hidden(nested: Worktree) -> None:
+    for name, value in (
+        ("PATH", f"{os.environ['PATH']}:{nested.main}/bin"),
+        ("ANYTHING", f"{nested.main}/.trees/other"),
+    ):
+        assert f"{name} names" in _unchanged(nested, **{name: value})
+        nested.log.unlink()
+    (nested.root / "out").symlink_to("../other")
+    assert "leads into the identity" in _unchanged(nested)
+
+
+def test_a_checkout_that_is_in_its_own_way(nested: Worktree) -> None:
+    (nested.root / ".trees/work space").mkdir(parents=True)
+    assert "identity: not used" in _unchanged(nested)
 
 
 # --- what others see --------------------------------------------------------------------------
@@ -353,7 +418,7 @@ def test_its_own_path_and_symlinks_and_what_lies_in_each_other(
     link.symlink_to(worktree.main)
     inside = worktree.root / "inside"
     inside.mkdir()
-    for identity in (worktree.root, link, inside, worktree.root.parent):
+    for identity in (worktree.root, link, inside):
         worktree.wish(identity=str(identity))
         assert "identity: not used" in _unchanged(worktree)
         worktree.log.unlink()
@@ -750,3 +815,67 @@ def test_clippy_and_fix(workspace: Workspace) -> None:
     done = workspace.cargo("clippy")
     assert done.returncode == 0, done.stderr
     assert str(workspace.main) not in done.stderr
+
+
+# --- macros that know where they are ----------------------------------------------------------
+
+PURE_MACRO = FILES["mac/src/lib.rs"]
+PLACE_MACRO = PURE_MACRO.replace(
+    'let text = std::fs::read_to_string(format!("{root}/data.txt")).unwrap();',
+    "let _ = root; let text = std::env::current_dir().unwrap().display().to_string();",
+)
+# Asks, and does not tell.
+ASKING_MACRO = PURE_MACRO.replace(
+    "let text", "if !std::env::current_dir().unwrap().is_absolute() { panic!() }\n    let text"
+)
+SPAN_MACRO = PURE_MACRO.replace(
+    'let text = std::fs::read_to_string(format!("{root}/data.txt")).unwrap();',
+    "let _ = root; let span = proc_macro::Span::call_site();"
+    ' let text = format!("{} {:?}", span.file(), span.local_file());',
+)
+
+
+def test_a_macro_that_tells_its_directory_tells_the_real_one(workspace: Workspace) -> None:
+    write = (workspace.root / "mac/src/lib.rs").write_text
+    write(PLACE_MACRO)
+    workspace.build()
+    # Cargo compiles members in the workspace root.
+    assert workspace.program()[5] == str(workspace.root)
+    assert "tells where" in workspace.log.read_text()
+    # Its user alone is compiled at the real path, and not tried twice.
+    workspace.log.unlink()
+    workspace.edit("app/src/main.rs", "util::old(1)", "util::old(2)")
+    workspace.edit("util/src/lib.rs", "many::f0(1)", "many::f0(2)")
+    workspace.build()
+    assert workspace.went_in() == 1
+    assert "not used" in workspace.log.read_text()
+    assert workspace.program()[5:7] == [str(workspace.root), "6"]
+    # Another macro under that name is another matter.
+    write(PURE_MACRO)
+    workspace.log.unlink()
+    workspace.build()
+    assert workspace.went_in() == 2
+    assert workspace.program()[5] == "data"
+
+
+def test_a_macro_that_asks_and_does_not_tell_changes_nothing(workspace: Workspace) -> None:
+    (workspace.root / "mac/src/lib.rs").write_text(ASKING_MACRO)
+    workspace.edit("app/src/main.rs", "fn main() {", "fn main() {\n    let unused = 1;")
+    said = workspace.build()
+    assert said.count("unused variable") == 1
+    assert workspace.went_in() == 4
+    assert "given up" not in workspace.log.read_text()
+    assert workspace.program()[5] == "data"
+    # Held back, a message is still there when the build fails.
+    workspace.edit("app/src/main.rs", "let unused = 1;", "let unused: u8 = true;")
+    done = workspace.cargo("build")
+    assert done.returncode == 101
+    assert done.stderr.count("mismatched types") == 1
+
+
+def test_spans_do_not_tell(workspace: Workspace) -> None:
+    (workspace.root / "mac/src/lib.rs").write_text(SPAN_MACRO)
+    workspace.build()
+    assert str(workspace.main) not in "\n".join(workspace.program())
+    assert workspace.program()[5].startswith("app/src/main.rs")
+    assert workspace.went_in() == 4

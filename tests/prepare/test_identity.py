@@ -39,7 +39,8 @@ def _all_there(_: str) -> bool:
         (HERE, Seen("/w/a", "/w/a/out"), "its target was"),
         (HERE, Seen("/w/a", "/cache/a"), "its target was"),
         (HERE, Seen("/w/b/c", "/w/b/c/target"), "inside this checkout"),
-        (HERE, Seen("/w", "/w/target"), "lies inside of it"),
+        (HERE, Seen("/w", "/w/target"), None),
+        (Seen("/w/b", "/w/out"), Seen("/w", "/cache"), "the target /w/out lies"),
         (Seen("/w/b", "/w/a/target-b"), Seen("/w/a", "/cache/a"), "the target /w/a/target-b lies"),
         (Seen("/w/b", "/w/a/target"), Seen("/w/a", "/w/a/target"), "the target /w/a/target lies"),
         (Seen("/w/b", "/cache/b"), Seen("/w/a", "/cache/a"), None),
@@ -350,6 +351,29 @@ def test_a_bare_repository(tmp_path: Path) -> None:
     assert _identity(third) == fixed
     assert _first_edit_is_incremental(third, _by_cow(tmp_path))
     assert not list(Path(fixed).iterdir())
+
+
+@pytest.mark.parametrize("inside", [".worktrees/x", ".claude/worktrees/x"])
+def test_a_worktree_inside_of_the_main_checkout(main: Path, tmp_path: Path, inside: str) -> None:
+    # A name on the way there is a directory of the checkout, too.
+    write(main, {".claude/settings.json": "{}", "link/of": "it"})
+    (main / "to").symlink_to("link")
+    git(main, "add", "-A")
+    git(main, "commit", "-qm", "more")
+    there = _add(main, main / inside, tmp_path)
+    assert _identity(there) == str(main)
+    before = sorted(path for path in there.rglob("*") if "target" not in path.parts)
+    assert _first_edit_is_incremental(there, _by_cow(tmp_path))
+    assert _first_edit_is_incremental(there, _by_cargo(tmp_path), number=8)
+    assert before == sorted(path for path in there.rglob("*") if "target" not in path.parts)
+    assert cargo(there, tmp_path, "build").rustc == []
+    for path in there.glob("target/debug/**/*.d"):
+        text = path.read_text()
+        assert str(main) not in text.replace(str(there), ""), path
+    # Beside it, and in the main checkout, everything is as it was.
+    other = _add(main, main / f"{inside}2", tmp_path)
+    assert _first_edit_is_incremental(other, _by_cow(tmp_path))
+    assert cargo(main, tmp_path, "build").rustc == []
 
 
 def test_a_target_outside_of_the_checkout(main: Path, tmp_path: Path) -> None:

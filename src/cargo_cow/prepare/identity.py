@@ -146,9 +146,11 @@ def refusal(here: Seen, seen: Seen, is_directory: Callable[[str], bool]) -> str 
     if here.checkout != seen.checkout:
         if below(seen.checkout, here.checkout) is not None:
             return "it lies inside this checkout"
-        if below(here.checkout, seen.checkout) is not None:
-            return "this checkout lies inside of it"
-        if below(here.build_dir, seen.checkout) is not None:
+        # The checkout itself may: the shim keeps it there (native/src/frame.rs).
+        if (
+            below(here.build_dir, here.checkout) is None
+            and below(here.build_dir, seen.checkout) is not None
+        ):
             return f"the target {here.build_dir} lies inside of it"
     if here.build_dir == seen.build_dir:
         return None

@@ -186,7 +186,8 @@ fn map(name: &str, value: &OsStr, places: &Places) -> Result<Option<OsString>, S
             let from = Path::new(OsStr::from_bytes(&bytes[..at.unwrap_or(bytes.len())]));
             let differs = |place: &super::places::Place| {
                 from.starts_with(&place.real)
-                    || place.real.starts_with(from) && !place.seen.starts_with(from)
+                    || place.real.starts_with(from)
+                        && (place.is_nested() || !place.seen.starts_with(from))
             };
             if places.all().iter().any(differs) {
                 return Err(format!("--remap-path-prefix={}", value.display()));

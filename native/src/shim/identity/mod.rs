@@ -13,6 +13,7 @@
 
 mod arguments;
 mod git;
+mod macros;
 mod places;
 pub mod restore;
 
@@ -21,7 +22,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::MemfdFlags;
@@ -30,6 +31,7 @@ use super::args::{self, Call, Compile};
 use super::checkout::Checkout;
 use super::process::{self, Ended};
 use super::{log, variable};
+use crate::depinfo;
 use crate::namespace::{self, View};
 use places::{Place, Places};
 use restore::Back;
@@ -62,8 +64,24 @@ pub struct Plan {
     view: View,
     back: Back,
     dep_info: Option<PathBuf>,
+    doubt: Option<Doubt>,
+    /// Nothing can be made in the working directory.
+    framed: bool,
     /// `@FILE` of ours; open until the child has it.
     _argument_file: Option<OwnedFd>,
+}
+
+/// A macro may put the identity into what is compiled.
+struct Doubt {
+    /// Which macro.
+    object: PathBuf,
+    /// Made where one did; as long as the macro is the same, the unit is then compiled at the real
+    /// path.
+    mark: PathBuf,
+    places: Places,
+    directory: PathBuf,
+    out_dir: PathBuf,
+    stem: OsString,
 }
 
 impl Plan {
@@ -108,7 +126,11 @@ impl Plan {
         let given = args::expand(call.arguments);
         let given = given.iter().map(AsRef::as_ref);
         check_words(given.clone(), &back)?;
-        let rewritten = arguments::rewrite(given, &places)?;
+        let rewritten = arguments::rewrite(given.clone(), &places)?;
+        let doubt = macros::knowing(given).map(|object| Doubt::new(object, compile, directory));
+        if let Some(doubt) = doubt.as_ref().filter(|doubt| doubt.is_settled()) {
+            return Err(format!("{} tells where it ran", doubt.object.display()));
+        }
         let package = variable("CARGO_MANIFEST_DIR").map(PathBuf::from);
         for within in [Some(checkout.root.as_path()), package.as_deref()] {
             within.map_or(Ok(()), |within| check_links(within, &places))?;
@@ -126,7 +148,15 @@ impl Plan {
         } else {
             arguments.extend(rewritten);
         }
-        let moved = |path: &Path| places.seen(path).map(|seen| (path.to_owned(), seen));
+        let moved = |path: &Path| {
+            // A frame is not what it frames.
+            let framed = |place: &&Place| place.is_nested() && place.real == path;
+            let seen = match places.all().iter().find(framed) {
+                Some(place) => place.real.clone(),
+                None => places.seen(path)?,
+            };
+            Some((path.to_owned(), seen))
+        };
         // git first: what is bound at a place comes along when that is bound elsewhere.
         let mut binds: Vec<_> = git.map_or_else(Vec::new, |git| vec![git.common, git.link]);
         let bind = |place: &Place| (place.real.clone(), place.seen.clone());
@@ -145,6 +175,8 @@ impl Plan {
             },
             back,
             dep_info: compile.dep_info.as_ref().map(|path| directory.join(path)),
+            framed: places.all().iter().any(Place::is_nested),
+            doubt: doubt.map(|doubt| doubt.at(places)),
             _argument_file: argument_file,
         })
     }
@@ -158,9 +190,10 @@ impl Plan {
         let inside = self.view.directory.display().to_string();
         namespace::confine(&mut command, self.view, log);
         let back = self.back.clone();
+        let mut said = Said::new(self.doubt.is_some());
         let ended = process::wait_while(&mut command, |child| {
             if let Some(stderr) = child.stderr.take() {
-                back.relay(stderr, io::stderr().lock());
+                back.relay(stderr, &mut said);
             }
         });
         let ended = ended
@@ -169,19 +202,145 @@ impl Plan {
         log(&format!("identity: ran in {inside}"));
         let restored = self
             .dep_info
-            .map_or(Ok(()), |path| self.back.restore_dep_info(&path));
-        if let (Ended::Exited(0), Err(error)) = (&ended, restored) {
+            .as_deref()
+            .map_or(Ok(()), |path| self.back.restore_dep_info(path));
+        let given_up = match (&ended, restored, &self.doubt) {
             // Cargo would take the paths in it for real ones.
-            log(&format!("identity: given up, dep-info: {error}"));
+            (Ended::Exited(0), Err(error), _) => Some(format!("dep-info: {error}")),
+            (Ended::Exited(0), _, Some(doubt)) => {
+                doubt.is_right(&said.held, self.dep_info.as_deref())
+            }
+            // Something was to be made beside the sources; at the real path it can.
+            (Ended::Exited(_), ..) if self.framed && said.read_only => {
+                Some("it wrote into its working directory".to_owned())
+            }
+            _ => None,
+        };
+        if let Some(reason) = given_up {
+            log(&format!("identity: given up: {reason}"));
             return None;
         }
+        said.release();
         Some(ended)
+    }
+}
+
+impl Doubt {
+    fn new(object: PathBuf, compile: &Compile, directory: &Path) -> Self {
+        let mut stem = compile.crate_name.clone();
+        stem.push(&compile.extra_filename);
+        let mut mark = OsString::from(".cow-apart-");
+        mark.push(&stem);
+        let incremental = compile.incremental.as_deref().unwrap_or(Path::new(""));
+        Self {
+            object,
+            mark: directory.join(incremental).join(mark),
+            places: Places::none(),
+            directory: directory.to_owned(),
+            out_dir: directory.join(&compile.out_dir),
+            stem,
+        }
+    }
+
+    fn at(self, places: Places) -> Self {
+        Self { places, ..self }
+    }
+
+    fn is_settled(&self) -> bool {
+        let time = |path: &Path| fs::metadata(path).and_then(|stat| stat.modified()).ok();
+        time(&self.mark).is_some_and(|mark| time(&self.object).is_none_or(|made| made <= mark))
+    }
+
+    /// `None`: nothing that was made holds the identity.  `said`: what the compiler said, mapped.
+    fn is_right(&self, said: &[u8], dep_info: Option<&Path>) -> Option<String> {
+        let seen = |path: &str| {
+            let path = self.directory.join(path);
+            self.places.seen(&path).unwrap_or(path)
+        };
+        let text = dep_info.and_then(|path| fs::read_to_string(path).ok());
+        let files: Vec<PathBuf> = text
+            .and_then(|text| depinfo::parse(&text))
+            .map(|info| info.files.iter().map(|file| seen(file)).collect())
+            .unwrap_or_default();
+        let wrong = self
+            .outputs(said)
+            .into_iter()
+            .find(|output| macros::holds(output, self.places.all(), &files))?;
+        if let Err(error) = fs::write(&self.mark, "") {
+            log(&format!("{}: {error}", self.mark.display()));
+        }
+        let (wrong, object) = (wrong.display(), self.object.display());
+        Some(format!("{wrong} tells where {object} ran"))
+    }
+
+    fn outputs(&self, said: &[u8]) -> Vec<PathBuf> {
+        let lines = said.split(|byte| *byte == b'\n');
+        let named = lines.filter_map(|line| {
+            let value: serde_json::Value = serde_json::from_slice(line).ok()?;
+            Some(PathBuf::from(value.get("artifact")?.as_str()?))
+        });
+        let mut result: Vec<PathBuf> = named.collect();
+        for entry in fs::read_dir(&self.out_dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let bytes = name.as_bytes();
+            let stem = bytes.strip_prefix(b"lib").unwrap_or(bytes);
+            if stem.starts_with(self.stem.as_bytes()) && !bytes.ends_with(b".d") {
+                result.push(entry.path());
+            }
+        }
+        result.sort();
+        result.dedup();
+        result
+    }
+}
+
+/// What the compiler says: passed on at once, or held back until it is known to be right.
+struct Said {
+    holding: bool,
+    held: Vec<u8>,
+    /// Whether something could not be made because of where it was to be made.
+    read_only: bool,
+}
+
+impl Said {
+    fn new(holding: bool) -> Self {
+        Self {
+            holding,
+            held: Vec::new(),
+            read_only: false,
+        }
+    }
+
+    fn release(self) {
+        let _ = io::stderr().lock().write_all(&self.held);
+    }
+}
+
+impl Write for Said {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        const EROFS: &[u8] = b"os error 30";
+        self.read_only |= text.windows(EROFS.len()).any(|part| part == EROFS);
+        if self.holding {
+            self.held.extend_from_slice(text);
+        } else {
+            io::stderr().lock().write_all(text)?;
+        }
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
 fn back(places: &Places, git: Option<&git::Moved>) -> Option<Back> {
     let mut pairs = Vec::new();
     for place in places.all() {
+        if place.is_nested() {
+            // The real path has its name inside as well, below the seen one.
+            let real = place.real.to_str()?;
+            pairs.push((real.to_owned(), real.to_owned()));
+        }
         pairs.push((
             place.seen.to_str()?.to_owned(),
             place.real.to_str()?.to_owned(),
@@ -281,7 +440,7 @@ fn check_links(directory: &Path, places: &Places) -> Result<(), String> {
     for entry in entries.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
             let path = entry.path();
-            let target = fs::read_link(&path).map(|target| directory.join(target));
+            let target = fs::read_link(&path).map(|target| without_dots(&directory.join(target)));
             let named = target.is_ok_and(|target| places.hides(&target));
             if named || fs::canonicalize(&path).is_ok_and(|target| places.hides(&target)) {
                 return Err(format!("{} leads into the identity", path.display()));
@@ -289,6 +448,20 @@ fn check_links(directory: &Path, places: &Places) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// As a path reads where no symlink is in it.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut result = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => {
+                result.pop();
+            }
+            other => result.push(other),
+        }
+    }
+    result
 }
 
 /// What rustc and its helpers need, by whatever name it is reached.

@@ -14,6 +14,18 @@ pub struct Place {
     pub seen: PathBuf,
 }
 
+impl Place {
+    /// Whether the real path lies inside of the seen one.
+    pub fn is_nested(&self) -> bool {
+        self.real.starts_with(&self.seen)
+    }
+
+    /// Whether `path` lies below the seen path, and is the same inside all the same.
+    fn keeps(&self, path: &Path) -> bool {
+        self.is_nested() && path.starts_with(&self.real)
+    }
+}
+
 /// In the order in which they are bound: first the checkout, then its build directory where that
 /// has a place of its own.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,11 +61,11 @@ impl Places {
 
     pub fn of(mut places: Vec<Place>) -> Result<Self, String> {
         places.retain(|place| place.real != place.seen);
-        for Place { real, .. } in &places {
-            for Place { seen, .. } in &places {
-                // A real path inside a seen one would vanish; a seen one inside a real one would
-                // be part of what it shows.
-                if real.starts_with(seen) || seen.starts_with(real) {
+        for (index, Place { real, .. }) in places.iter().enumerate() {
+            for (other, Place { seen, .. }) in places.iter().enumerate() {
+                // A real path inside a seen one would vanish, except in its own, where it is kept
+                // (`frame`); a seen one inside a real one would be part of what it shows.
+                if index != other && real.starts_with(seen) || seen.starts_with(real) {
                     let (real, seen) = (real.display(), seen.display());
                     return Err(format!("{real} and {seen} lie in each other"));
                 }
@@ -63,6 +75,10 @@ impl Places {
             return Err("its own place".to_owned());
         }
         Ok(Self(places))
+    }
+
+    pub fn none() -> Self {
+        Self(Vec::new())
     }
 
     pub fn all(&self) -> &[Place] {
@@ -89,7 +105,8 @@ impl Places {
 
     /// Whether `path` names what lies below an identity outside, and so something else inside.
     pub fn hides(&self, path: &Path) -> bool {
-        self.0.iter().any(|place| path.starts_with(&place.seen))
+        let hides = |place: &Place| path.starts_with(&place.seen) && !place.keeps(path);
+        self.0.iter().any(hides)
     }
 }
 
@@ -141,14 +158,16 @@ mod tests {
 
     #[test]
     fn places_that_lie_in_each_other_are_refused() {
-        for (real, seen) in [
-            ("/w/p/.worktrees/x", "/w/p"),
-            ("/w/p", "/w/p/id"),
-            ("/w/p", "/w/p"),
-        ] {
+        for (real, seen) in [("/w/p", "/w/p/id"), ("/w/p", "/w/p")] {
             assert!(places(&[(real, seen)]).is_err(), "{real} {seen}");
         }
         assert!(places(&[("/w/p-old", "/w/p")]).is_ok());
+        // A checkout inside of its identity is kept there; what belongs to it is not.
+        let nested = [("/w/p/.worktrees/x", "/w/p")];
+        let inside = places(&nested).unwrap();
+        assert!(inside.hides(Path::new("/w/p/.git")));
+        assert!(!inside.hides(Path::new("/w/p/.worktrees/x/src")));
+        assert!(places(&[nested[0], ("/w/p/out", "/cache")]).is_err());
         // A build directory that keeps its place needs no bind.
         let same = places(&[("/a", "/b"), ("/cache", "/cache")]).unwrap();
         assert_eq!(same.all().len(), 1);

@@ -163,7 +163,10 @@ impl Back {
                 && (begins_path(&text[..start]) || follows_option(&text[..start]))
         };
         let mut slashes = (0..text.len()).filter(|at| text[*at] == b'/');
-        slashes.any(|at| self.0.iter().any(|(seen, _)| named(seen, at)))
+        slashes.any(|at| {
+            let found = self.0.iter().find(|(seen, _)| named(seen, at));
+            found.is_some_and(|(seen, real)| seen != real)
+        })
     }
 
     /// A dep-info (`.d`): targets and files, in which rustc escapes nothing but spaces.  Values
