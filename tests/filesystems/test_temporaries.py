@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.projects import git, repository, write
 
+from cargo_cow.filesystems import btrfs as subvolumes
 from cargo_cow.filesystems import (
     clone_target,
     create_target,
@@ -22,6 +24,7 @@ from cargo_cow.filesystems import (
     stale_temporaries,
     temporaries,
     temporary_sibling,
+    temporary_target,
 )
 
 if TYPE_CHECKING:
@@ -208,3 +211,73 @@ def test_any_name_can_have_temporaries(ext4: Path, name: str) -> None:
     path.mkdir()
     assert stale_temporaries(ext4, name) == [path]
     assert remove_stale(ext4, name) == [path]
+
+
+# -- where git does not look
+
+
+def _status(checkout: Path) -> str:
+    return git(checkout, "status", "--porcelain", "--untracked-files=all")
+
+
+def test_git_does_not_see_what_a_killed_maker_left(any_filesystem: Path) -> None:
+    root = repository(any_filesystem / "checkout", {"file": "text"})  # ignores /target
+    target = root / "target"
+    path = temporary_target(target)
+    assert path.parent == root / ".cargo-cow"
+    child = _child_makes(path)
+    assert (_status(root), stale_temporaries(root, "target")) == ("", [])
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert _status(root) == ""
+    assert stale_temporaries(root, "target") == [path]
+    # One that an earlier version left beside the target is found, too.
+    beside = temporary_sibling(target)
+    beside.mkdir()
+    assert sorted(remove_stale(root, "target")) == sorted([path, beside])
+    again = temporary_target(target)
+    create_target(again)
+    publish(again, target)
+    other = temporary_target(target)
+    create_target(other)
+    (other / "file").write_text("new")
+    exchange(other, target)
+    remove_target(other)
+    assert (target / "file").read_text() == "new"
+    remove_target(target)
+    assert _names(root / ".cargo-cow") == [".gitignore"]
+    assert _status(root) == ""
+
+
+def test_where_there_is_no_room_it_is_a_sibling(btrfs: Path) -> None:
+    loose = btrfs / "loose"
+    loose.mkdir()
+    assert temporary_target(loose / "target").parent == loose
+    assert _names(loose) == []  # no checkout, no room
+    for number, harm in enumerate(
+        (
+            lambda room: room.write_text("a file"),
+            lambda room: room.symlink_to(btrfs),
+            subvolumes.create,
+        )
+    ):
+        root = repository(btrfs / f"checkout{number}", {"file": "text"})
+        harm(root / ".cargo-cow")
+        assert temporary_target(root / "target").parent == root
+    # In the repository itself, and in a store of states, there is nothing to hide.
+    root = repository(btrfs / "whole", {"file": "text"})
+    for inside in (".git/cargo-cow/states", ".cargo-cow/states"):
+        (root / inside).mkdir(parents=True)
+        assert temporary_target(root / inside / "id").parent == root / inside
+    write(root, {"target/CACHEDIR.TAG": "", "target/.cargo-cow/prepared.json": "{}"})
+    for inside in ("target/.cargo-cow", "target/debug"):
+        assert temporary_target(root / inside).parent == root / "target"
+
+
+def test_a_room_of_another_user_is_not_used(btrfs: Path, unprivileged: Callable[..., Path]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs two users")
+    root = repository(btrfs / "checkout", {"file": "text"})
+    (root / ".cargo-cow").mkdir()
+    os.chown(root, 65_534, 65_534)
+    assert unprivileged(temporary_target, root / "target").parent == root

@@ -327,19 +327,20 @@ def _ran(root: Path, called: Path, theirs: Path, *, status: int = 7) -> None:
     subprocess.run(["git", "switch", "-q", "main"], cwd=root, env=environment, check=False)
 
 
+@pytest.mark.parametrize("kind", list(THEIRS))
+def test_beside_a_hook(root: Path, called: Path, tmp_path: Path, kind: str) -> None:
+    for event in EVENTS:
+        _hook(root / ".git/hooks" / event, THEIRS[kind], 0o750)
+    before = _facts(root / ".git")
+    _install(root)
+    _ran(root, called, tmp_path / "theirs")
+    _remove(root)
+    assert _facts(root / ".git") == before
+
+
 @pytest.mark.skipif(gateway.knows_configured_hooks(Path.cwd()), reason="this git is given no files")
 class TestFiles:
     """git before 2.54: the line goes into files."""
-
-    @pytest.mark.parametrize("kind", list(THEIRS))
-    def test_beside_a_hook(self, root: Path, called: Path, tmp_path: Path, kind: str) -> None:
-        for event in EVENTS:
-            _hook(root / ".git/hooks" / event, THEIRS[kind], 0o750)
-        before = _facts(root / ".git")
-        _install(root)
-        _ran(root, called, tmp_path / "theirs")
-        _remove(root)
-        assert _facts(root / ".git") == before
 
     def test_pre_commit_runs_ours_first(self, root: Path, called: Path, tmp_path: Path) -> None:
         hook = root / ".git/hooks/post-checkout"

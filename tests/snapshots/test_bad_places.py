@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.projects import cargo, cow, git, repository, settle, write
-from tests.support.states import TINY, built, edit, project
+from tests.support.states import TINY, built, edit, half_made, project
 
 from cargo_cow import filesystems, snapshots
 from cargo_cow.cargo.workspace import Workspace, load
@@ -42,10 +42,7 @@ def _tells(checkout: Path) -> str:
 
 
 def _nothing_half_made(checkout: Path) -> None:
-    home = checkout / ".git/cargo-cow/states"
-    for directory in (home, checkout):
-        names = [path.name for path in directory.iterdir() if ".cow-" in path.name]
-        assert names == [], names
+    assert half_made(checkout / ".git/cargo-cow/states", checkout) == []
 
 
 def _one_line(told: str) -> None:
@@ -193,8 +190,7 @@ def test_without_root_all_of_it_works(
         workspace = load(root)
         _administrator("chown", "-R", "nobody", root)
         assert unprivileged(_as_owner, workspace) == [method, "1 removed"]
-        names = [path.name for path in root.iterdir() if ".cow-" in path.name]
-        assert names == []
+        assert half_made(root) == []
 
 
 def _delete_another_owners(workspace: Workspace, identity: str) -> tuple[list[str], list[str]]:

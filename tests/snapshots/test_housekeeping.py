@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 from tests.support.projects import SOURCE, cow, git, repository, settle
-from tests.support.states import TINY, built, edit, project
+from tests.support.states import TINY, built, edit, half_made, project
 
 from cargo_cow import filesystems, snapshots
 from cargo_cow.cargo.workspace import load
@@ -319,7 +319,7 @@ def test_killed_while_a_state_is_made_there_is_one_or_none(tiny_any: Path) -> No
     assert hits
     snapshots.create_state("last", tiny_any)
     home = tiny_any / ".git/cargo-cow/states"
-    assert not [path for path in home.iterdir() if ".cow-" in path.name]
+    assert half_made(home) == []
     every = [entry.id for entry in _states(tiny_any)]
     assert snapshots.delete_snapshots(every, tiny_any).refused == ()
     assert subvolumes.nested(home) == [] if filesystems.probe(home).snapshots else True

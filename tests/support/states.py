@@ -35,3 +35,15 @@ def edit(checkout: Path, text: str, scratch: Path) -> None:
     settle()
     write(checkout, {"src/text": text})
     built(checkout, scratch)
+
+
+def half_made(*directories: Path) -> list[str]:
+    """What is left in them under a temporary's name, also where git does not look."""
+    return [
+        str(path)
+        for directory in directories
+        for place in (directory, directory / ".cargo-cow")
+        if place.is_dir()
+        for path in place.iterdir()
+        if ".cow-" in path.name
+    ]

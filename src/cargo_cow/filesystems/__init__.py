@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         is_temporary,
         stale_temporaries,
         temporary_sibling,
+        temporary_target,
     )
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "stale_temporaries",
     "supersede",
     "temporary_sibling",
+    "temporary_target",
     "usage",
 ]
 
@@ -67,7 +69,7 @@ _HOME = {
     "probing": ("Capabilities", "probe"),
     "removal": ("remove_stale", "remove_target"),
     "renaming": ("exchange", "publish", "supersede"),
-    "temporaries": ("is_temporary", "stale_temporaries", "temporary_sibling"),
+    "temporaries": ("is_temporary", "stale_temporaries", "temporary_sibling", "temporary_target"),
 }
 
 

@@ -143,7 +143,7 @@ def convert(path: Path) -> CloneReport | None:
                 f"{path} stays a directory: {mounts[0]} is mounted", hint="unmount it"
             )
         inside = _apart(path)
-        aside = temporaries.temporary_sibling(path)
+        aside = temporaries.temporary_target(path)
         if create_target(aside) != "subvolume":
             discard(aside)
             return None
@@ -184,7 +184,7 @@ def _clone_tree(source: Path, dest: Path, mode: Literal["auto", "reflink"]) -> C
     if temporaries.is_temporary(dest):
         create_target(dest)
         return _fill(source, dest, mode)
-    aside = temporaries.temporary_sibling(dest)
+    aside = temporaries.temporary_target(dest)
     report = _clone_tree(source, aside, mode)
     try:
         renaming.publish(aside, dest)

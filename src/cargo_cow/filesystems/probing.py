@@ -50,6 +50,7 @@ def probe(directory: Path) -> Capabilities:
 
     Raises ``TargetUnusable`` or ``NoSpace`` if nothing can be made there.
     """
+    # A sibling, for some milliseconds: who only asks leaves nothing behind.
     room = temporaries.temporary_sibling(directory / "probe")
     with translated("probe", directory):
         remove_stale(directory, "probe")

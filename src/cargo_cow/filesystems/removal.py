@@ -85,7 +85,7 @@ def _remove_aside(path: Path) -> None:
     if temporaries.is_temporary(path):
         _remove_piecemeal(path)
         return
-    doomed = temporaries.temporary_sibling(path)
+    doomed = temporaries.temporary_target(path)
     try:
         path.rename(doomed)
     except OSError as error:

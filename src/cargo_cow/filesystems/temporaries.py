@@ -1,8 +1,10 @@
 """Temporary siblings: where a target is made before it gets its name.
 
-A temporary of ``target`` is called ``.target.cow-<pid>-<random>`` and lies beside it.  Whether
-its maker lives is not told by the pid (reused after a reboot, and another one in a container)
-but by an flock(2) on the directory itself, which the kernel drops with the process:
+A temporary of ``target`` is called ``.target.cow-<pid>-<random>`` and lies beside it, or in a git
+checkout in the room ``.cargo-cow`` beside it, which holds a ``.gitignore`` of everything: whoever
+ignores ``/target`` by exact name would else find it in `git status`, or commit it.  Whether its
+maker lives is not told by the pid (reused after a reboot, and another one in a container) but by an
+flock(2) on the directory itself, which the kernel drops with the process:
 
 1. the maker makes the directory (or snapshot), opens it, locks it, and then looks whether the
    name still leads to what it locked;
@@ -15,8 +17,10 @@ works in, and whatever a killed process left is unlocked.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +29,7 @@ from cargo_cow.errors import FilesystemFailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+ROOM = ".cargo-cow"
 _MARK = ".cow-"
 _held: dict[Path, int] = {}
 """Temporaries of this process and the descriptor that locks each."""
@@ -33,6 +38,48 @@ _held: dict[Path, int] = {}
 def temporary_sibling(path: Path) -> Path:
     """A new name beside ``path``; nothing is made."""
     return path.with_name(f".{path.name}{_MARK}{os.getpid()}-{os.urandom(6).hex()}")
+
+
+def temporary_target(path: Path) -> Path:
+    """As `temporary_sibling`, where git does not see it, for what may lie in a checkout.
+
+    The room for it is made, and stays: a directory that came and went would change the time of the
+    one around it, which scripts may watch.  Where it cannot be made, or is not on the same
+    filesystem, a sibling.
+    """
+    room = None if path.name == ROOM else _room(path.parent)
+    return temporary_sibling(path if room is None else room / path.name)
+
+
+def _room(parent: Path) -> Path | None:
+    if not _seen_by_git(parent):
+        return None
+    room = parent / ROOM
+    try:
+        with contextlib.suppress(FileExistsError):
+            room.mkdir()
+        facts = os.lstat(room)
+        # A mount or a subvolume has another device: nothing can be renamed out of it.
+        ours = facts.st_uid == os.geteuid() and facts.st_dev == parent.stat().st_dev
+        if not stat.S_ISDIR(facts.st_mode) or not ours:
+            return None
+        ignore = room / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n")
+    except OSError:
+        return None
+    return room
+
+
+def _seen_by_git(directory: Path) -> bool:
+    """Whether git could list what lies in ``directory``: it is in a checkout, and neither in its
+    repository, nor a room of ours, nor a target (where ``.cargo-cow`` is the target's own)."""
+    if (directory / "CACHEDIR.TAG").exists():
+        return False
+    parts = Path(os.path.realpath(directory))
+    if {".git", ROOM} & set(parts.parts):
+        return False
+    return any(os.path.lexists(path / ".git") for path in (parts, *parts.parents))
 
 
 def is_temporary(path: Path, name: str | None = None) -> bool:
@@ -114,11 +161,10 @@ def hold_again(path: Path) -> None:
 
 
 def _candidates(parent: Path, name: str) -> list[Path]:
-    try:
-        with os.scandir(parent) as entries:
-            paths = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
+    paths: list[Path] = []
+    for directory in (parent, parent / ROOM):
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            paths += [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
     return sorted(path for path in paths if path not in _held and is_temporary(path, name))
 
 

@@ -371,7 +371,7 @@ def clone_for(
     destination = Path(place.build_dir)
     destination.parent.mkdir(parents=True, exist_ok=True)
     filesystems.remove_stale(destination.parent, destination.name)
-    temporary = filesystems.temporary_sibling(destination)
+    temporary = filesystems.temporary_target(destination)
     t0, begin = _t0_ahead(destination.parent)
     started = time.monotonic()
     if taken is None:

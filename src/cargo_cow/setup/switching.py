@@ -6,6 +6,7 @@ that nothing is carried out once the configuration could not be changed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -466,6 +467,7 @@ def _remove_records(target: Path) -> None:
     from cargo_cow import filesystems
     from cargo_cow.cargo.lock import build_lock
     from cargo_cow.cargo.target import OBSERVED_NAME, RECORD_NAME, Target
+    from cargo_cow.filesystems import temporaries
 
     with build_lock(target, wait=False):
         found = Target(str(target))
@@ -475,3 +477,8 @@ def _remove_records(target: Path) -> None:
         ours = target / ".cargo-cow"
         if ours.is_dir() and not ours.is_symlink():
             filesystems.remove_target(ours)
+    room = target.parent / temporaries.ROOM
+    with contextlib.suppress(OSError):
+        if [path.name for path in room.iterdir()] == [".gitignore"]:
+            (room / ".gitignore").unlink()
+            room.rmdir()
