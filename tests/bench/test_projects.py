@@ -226,3 +226,12 @@ def test_the_synthetic_workspace_is_as_large_as_it_says(tmp_path: Path) -> None:
     assert len([name for name in files if name.endswith("build.rs")]) == 150
     assert _git(project.repository, "diff", "--name-only", "one", "two") == "p149/src/m0.rs"
     assert _git(project.repository, "status", "--porcelain") == ""
+
+
+def test_the_large_crate_is_large(tmp_path: Path) -> None:
+    project = projects.large(tmp_path / "project")
+    sources = project.repository / "large" / "src"
+    assert sum(len(path.read_text().splitlines()) for path in sources.iterdir()) >= 20_000
+    assert project.edited is not None
+    assert (project.repository / project.edited).read_text().endswith("{\n    0\n}\n")
+    assert _git(project.repository, "status", "--porcelain") == ""

@@ -842,11 +842,20 @@ def draw(seed: int) -> History:
 
 def played(place: Path, history: History, tool: Tool) -> World:
     """Plays a history in ``place`` and removes what it made."""
-    shutil.rmtree(place, ignore_errors=True)
+    _sweep(place)
     try:
         return play(place, history, tool)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        _sweep(place)
+
+
+def _sweep(place: Path) -> None:
+    """Removes a world; states in it are read-only subvolumes where there are such."""
+    shutil.rmtree(place, ignore_errors=True)
+    if place.exists():
+        from cargo_cow import filesystems
+
+        filesystems.remove_target(place)
 
 
 def smallest(place: Path, history: History, tool: Tool, kind: str, seconds: float) -> History:

@@ -576,7 +576,48 @@ def _whole() -> History:
     return History(grand(), steps)
 
 
+def _inside() -> History:
+    """Worktrees inside of the main checkout, at whose path rustc sees them."""
+    workspace = _together(
+        Member("base", ("own_text", "deep", "location", "exports")),
+        Member("asks", ("macros", "macro_paths", "macro_include", "macro_constants")),
+        Member("out", ("warns",), "bakes_out_dir", ("base",)),
+    )
+    steps = (
+        build("main", *ALL),
+        {**worktree("w1"), "nested": True},
+        build("w1", *ALL),
+        edit("base.value", 102, "w1"),
+        edit("asks.absolute", 102, "w1"),
+        build("w1", *ALL),
+        {**worktree("w2", "w1", by="git"), "nested": True},
+        edit("base.leaf", 103, "w2"),
+        build("w2"),
+        *commit("t1", "w1"),
+        do("switch", ref="t1"),
+        edit("asks.constant", 104),
+        build(),
+        do("relocate", "w2", new="w3"),
+        edit("base.value", 105, "w3"),
+        build("w3"),
+    )
+    return History(workspace, steps)
+
+
+def edits_in_turn(number: int) -> History:
+    """Edits in two worktrees in turn, which rustc sees at one path."""
+    workspace = small("own_text", "deep", "location", script="generates_data", more=[Member("mac")])
+    names = ("one.value", "one.leaf", "one.note")
+    steps: list[Step] = [build(), worktree("w1"), worktree("w2", "w1")]
+    for turn in range(number):
+        at = f"w{turn % 2 + 1}"
+        steps += [edit(names[turn % 3], 101 + turn, at), build(at)]
+    return History(workspace, tuple(steps))
+
+
 STORIES: dict[str, History] = {
+    "inside": _inside(),
+    "edits-in-turn": edits_in_turn(6),
     "same-commit": _same_commit(),
     "baked-paths": _baked_paths(),
     "baked-unseen": _baked_unseen(),

@@ -18,7 +18,7 @@ import pytest
 
 from . import observe
 from .histories import History, World, draw, play, played, report, smallest
-from .stories import BEYOND, STORIES, WHOLE, build, edit, worktree
+from .stories import BEYOND, STORIES, WHOLE, build, edit, edits_in_turn, worktree
 from .tools import TOOLS, CargoCow, Tool
 from .workspaces import small
 
@@ -80,9 +80,21 @@ def test_story_everywhere(filesystem: Path, layout: str, name: str) -> None:
     _told(filesystem, STORIES[name]._replace(layout=layout), CargoCow())
 
 
+@pytest.mark.slow
+def test_twenty_edits_in_turn(btrfs: Path) -> None:
+    _told(btrfs, edits_in_turn(20), CargoCow())
+
+
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_corpus(btrfs: Path, path: Path) -> None:
     _told(btrfs, History.from_json(path.read_text()), CargoCow())
+
+
+@pytest.mark.parametrize("tool", ["cargo-cow-own-place", "cargo-cow-now-and-then"])
+@pytest.mark.parametrize("name", ["inside", "edits-in-turn", "baked-paths"])
+def test_story_with_and_without_identities(btrfs: Path, name: str, tool: str) -> None:
+    """With them is `test_story`; here without, and across changes between both."""
+    _told(btrfs, STORIES[name], TOOLS[tool]())
 
 
 def test_same_commit_compiles_nothing(btrfs: Path) -> None:

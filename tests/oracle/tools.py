@@ -6,7 +6,6 @@ experiment (e)); the oracle must find each of them out.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -88,24 +87,27 @@ class CargoCowShim(CargoCow):
         return {"RUSTC_WRAPPER": str(native.program())}
 
 
-class CargoCowIdentity(CargoCowShim):
-    """The shim runs rustc for every linked worktree where the main checkout's rustc ran."""
+class CargoCowOwnPlace(CargoCowShim):
+    """Without identities: rustc sees every checkout where it lies."""
 
-    name = "cargo-cow-identity"
+    name = "cargo-cow-own-place"
 
-    def before_build(self, checkout: Path, target: Path) -> None:
-        del target
-        link = checkout / ".git"
-        if not link.is_file():
-            return
-        git_dir = Path(link.read_text().removeprefix("gitdir:").strip())
-        main = git_dir.parents[2]
-        if git_dir.parents[1].name != ".git" or checkout.is_relative_to(main):
-            return
-        place = git_dir / "cargo-cow" / "identity.json"
-        place.parent.mkdir(exist_ok=True)
-        value = {"format": 1, "checkout": str(checkout), "identity": str(main)}
-        place.write_text(json.dumps(value))
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "CARGO_COW_IDENTITY": "off"}
+
+
+class CargoCowNow(CargoCowShim):
+    """With identities in every other build, and the shim in most."""
+
+    name = "cargo-cow-now-and-then"
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def environment(self) -> dict[str, str]:
+        self._turn += 1
+        shim = super().environment() if self._turn % 3 else {}
+        return shim | ({"CARGO_COW_IDENTITY": "off"} if self._turn % 2 else {})
 
 
 def _touch_all(target: Path) -> None:
@@ -187,7 +189,8 @@ _ALL = (
     Tool,
     CargoCow,
     CargoCowShim,
-    CargoCowIdentity,
+    CargoCowOwnPlace,
+    CargoCowNow,
     CopyAndTouch,
     TouchInPlace,
     CopyWithTimes,

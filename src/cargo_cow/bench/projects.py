@@ -67,7 +67,11 @@ SYNTHETIC = "synthetic"
 _SYNTHETIC_PACKAGES = 150
 _SYNTHETIC_MODULES = 12
 
-NAMES = (*KNOWN, SYNTHETIC)
+LARGE = "large"
+_LARGE_MODULES = 100
+_LARGE_FUNCTIONS = 40  # of six lines each
+
+NAMES = (*KNOWN, SYNTHETIC, LARGE)
 
 
 class Project(NamedTuple):
@@ -78,6 +82,7 @@ class Project(NamedTuple):
     subdirectory: Path  # of the workspace, relative to the repository's root
     revisions: tuple[str, ...]  # the one to build and, if there is one, the other to switch to
     labels: tuple[str, ...]  # the same for people
+    edited: Path | None = None  # a source whose last function has a body of one number
 
 
 def obtain(
@@ -94,6 +99,8 @@ def obtain(
     name = name or "ripgrep"
     if name == SYNTHETIC:
         return synthetic(scratch / "project")
+    if name == LARGE:
+        return large(scratch / "project")
     if name not in KNOWN:
         raise UnknownProject(
             f"no project {name}", hint=f"known: {', '.join(NAMES)}; or give a path"
@@ -275,6 +282,64 @@ def synthetic(repository: Path) -> Project:
     git(["tag", "two"], repository)
     git(["checkout", "-q", "--detach", "one"], repository)
     return Project(SYNTHETIC, repository, Path(), ("one", "two"), ("all ones", "a two"))
+
+
+def large(repository: Path) -> Project:
+    """A workspace with one crate of more than 24,000 lines, between a small one and two programs.
+
+    Generic code and much that is not inlined: what incremental state is for.  One commit; needs no
+    registry.  Release builds are incremental, too.
+    """
+    repository.mkdir()
+    git(["init", "-q", "-b", "main"], repository)
+    (repository / ".gitignore").write_text("/target\n")
+    members = {"base": (), "large": ("base",), "one": ("large",), "two": ("base", "large")}
+    (repository / "Cargo.toml").write_text(
+        f'[workspace]\nresolver = "2"\nmembers = {json.dumps(list(members))}\n\n'
+        "[profile.release]\nincremental = true\n"
+    )
+    for name, used in members.items():
+        (repository / name / "src").mkdir(parents=True)
+        needs = "".join(f'{other} = {{ path = "../{other}" }}\n' for other in used)
+        (repository / name / "Cargo.toml").write_text(
+            f'[package]\nname = "{name}"\nversion = "0.1.0"\nedition = "2021"\n\n'
+            f"[dependencies]\n{needs}"
+        )
+    (repository / "base" / "src" / "lib.rs").write_text(
+        "pub trait Step: Copy {\n    fn step(self, by: u64) -> Self;\n}\n\n"
+        "impl Step for u64 {\n    fn step(self, by: u64) -> Self {\n"
+        "        self.wrapping_mul(31).wrapping_add(by)\n    }\n}\n"
+    )
+    source = repository / "large" / "src"
+    for module in range(_LARGE_MODULES):
+        parts = ["use base::Step;\n"]
+        for number in range(_LARGE_FUNCTIONS):
+            after = f"f{number + 1}(values)" if number + 1 < _LARGE_FUNCTIONS else "values.len()"
+            parts.append(
+                f"pub fn f{number}(values: &mut Vec<u64>) -> usize {{\n"
+                f"    let last = values.last().copied().unwrap_or({number});\n"
+                f"    values.push(last.step({module}));\n"
+                f'    let text = format!("{{last}} {{}}", values.len());\n'
+                f"    text.len() + {after}\n}}\n"
+            )
+        (source / f"m{module}.rs").write_text("".join(parts))
+    modules = "".join(f"pub mod m{module};\n" for module in range(_LARGE_MODULES))
+    calls = "".join(f"        + m{module}::f0(values)\n" for module in range(_LARGE_MODULES))
+    (source / "lib.rs").write_text(
+        f"{modules}pub mod edited;\n\n"
+        f"pub fn all(values: &mut Vec<u64>) -> usize {{\n    edited::number()\n{calls}}}\n"
+    )
+    (source / "edited.rs").write_text("#[inline(never)]\npub fn number() -> usize {\n    0\n}\n")
+    for name in ("one", "two"):
+        (repository / name / "src" / "main.rs").write_text(
+            'fn main() {\n    println!("{}", large::all(&mut Vec::new()));\n}\n'
+        )
+    env = processes.environment({"CARGO_NET_OFFLINE": "true"})
+    processes.run(["cargo", "generate-lockfile", "--quiet"], cwd=repository, env=env)
+    commit(repository, "large", 0)
+    git(["checkout", "-q", "--detach", "HEAD"], repository)
+    edited = Path("large", "src", "edited.rs")
+    return Project(LARGE, repository, Path(), (_commit_of(repository, "HEAD"),), ("large",), edited)
 
 
 def own(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow import __version__
 from cargo_cow.bench import processes, tools
-from cargo_cow.bench.tools import COW, PLAIN, REFLINK, SHIM, TOUCHED
+from cargo_cow.bench.tools import COW, OWN_PLACE, PLAIN, REFLINK, SHIM, TOUCHED
 from cargo_cow.bench.workloads import IN_PLACE, WORKLOADS, Measured
 
 if TYPE_CHECKING:
@@ -70,7 +70,12 @@ def machine(cwd: Path, filesystem: str) -> dict[str, str | int | float]:
 
 def figures(report: Report) -> list[Figure]:
     """The promises this run can judge."""
-    return [*_worktree_figures(report), *_switch_figures(report), *_small_figures(report)]
+    return [
+        *_worktree_figures(report),
+        *_switch_figures(report),
+        *_edit_figures(report),
+        *_small_figures(report),
+    ]
 
 
 def _worktree_figures(report: Report) -> Iterator[Figure]:
@@ -138,6 +143,31 @@ def _switch_figures(report: Report) -> Iterator[Figure]:
             "runs",
             ", ".join(units) if len(units) <= 8 else f"{len(units)} of them",
         )
+
+
+def _edit_figures(report: Report) -> Iterator[Figure]:
+    in_place = report.cell("body-edit", IN_PLACE)
+    without = report.cell("body-edit", OWN_PLACE)
+    for tool in (COW, SHIM):
+        cell = report.cell("body-edit", tool)
+        if cell is None:
+            continue
+        if in_place is not None:
+            yield Figure(
+                f"first edit, {tool}",
+                cell.seconds,
+                1.05 * in_place.seconds,
+                "seconds",
+                "limit: 1.05 × the same edit in the main checkout",
+            )
+        if without is not None:
+            yield Figure(
+                f"first edit, {tool}, beside no identity",
+                cell.seconds,
+                without.seconds / 3,
+                "seconds",
+                "limit: a third of the same edit with CARGO_COW_IDENTITY=off",
+            )
 
 
 def _small_figures(report: Report) -> Iterator[Figure]:

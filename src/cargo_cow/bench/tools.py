@@ -20,17 +20,27 @@ from cargo_cow.bench import counting, processes, projects
 from cargo_cow.errors import CowError, NativeMissing
 
 PLAIN, COW, SHIM, REFLINK, TOUCHED = "plain", "cow", "shim", "reflink", "reflink-touched"
+OWN_PLACE = "cow-own-place"
 
 TOOLS: Mapping[str, str] = {
     PLAIN: "git worktree add, cargo build",
     COW: "cargo cow worktree add, cargo cow build; the shim as RUSTC_WRAPPER",
+    OWN_PLACE: "the same with CARGO_COW_IDENTITY=off: rustc sees each worktree where it lies",
     SHIM: "git worktree add, cargo build; the shim as RUSTC_WRAPPER",
     REFLINK: "git worktree add, cp -a --reflink of the target, cargo build",
     TOUCHED: "the same, then the copy touched: UNSAFE, Cargo calls changed code fresh",
 }
 
 # Ways that start from the same built main checkout, which is thus built once.
-_MAIN_OF = {PLAIN: PLAIN, COW: COW, SHIM: COW, REFLINK: PLAIN, TOUCHED: PLAIN}
+_MAIN_OF = {
+    PLAIN: PLAIN,
+    COW: COW,
+    OWN_PLACE: COW,
+    SHIM: COW,
+    REFLINK: PLAIN,
+    TOUCHED: PLAIN,
+}
+_COW = (COW, OWN_PLACE)
 
 # cargo-util's paths.rs, create_dir_all_excluded_from_backups_atomic.
 _CACHE_TAG = """\
@@ -114,7 +124,7 @@ class Bench:
         root = main.parent / name
         words = ["worktree", "add", "--detach", str(root), revision]
         started = time.perf_counter()
-        if tool == COW:
+        if tool in _COW:
             self._run(tool, ["cargo", "cow", *words], self.workspace(main))
         else:
             projects.git(words, main)
@@ -154,7 +164,7 @@ class Bench:
 
     def build(self, tool: str, root: Path, *, seeding: bool = True) -> Built:
         """``cargo build`` (or ``cargo cow build``) in a checkout; raises StepFailed."""
-        words = ["cargo", "cow", "build"] if tool == COW else ["cargo", "build"]
+        words = ["cargo", "cow", "build"] if tool in _COW else ["cargo", "build"]
         extra = {} if seeding else {"CARGO_COW_SEEDING": "1"}
         self.counter.forget()
         result = self._run(
@@ -179,8 +189,10 @@ class Bench:
         extra: Mapping[str, str] | None = None,
     ) -> processes.Result:
         env = {**self._env, **(extra or {})}
-        if tool in (COW, SHIM):
+        if tool in (*_COW, SHIM):
             env["RUSTC_WRAPPER"] = os.fspath(native_program())
+        if tool == OWN_PLACE:
+            env["CARGO_COW_IDENTITY"] = "off"
         return processes.run(words, cwd=cwd, env=env)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from cargo_cow import filesystems
 from cargo_cow.bench import processes, tools
 from cargo_cow.bench.counting import Count
-from cargo_cow.bench.tools import COW, PLAIN, REFLINK, SHIM, TOUCHED, Bench
+from cargo_cow.bench.tools import COW, OWN_PLACE, PLAIN, REFLINK, SHIM, TOUCHED, Bench
 
 IN_PLACE = "in place"  # plain Cargo in the checkout that is there already
 
@@ -105,6 +105,52 @@ def first_edit(bench: Bench, tool: str, run: int) -> Sample:
         bench.discard(tool, added.root)
 
 
+def body_edit(bench: Bench, tool: str, run: int) -> Sample:
+    """Another body for one function, after the first build in a new worktree; then once more.
+
+    Nothing outside of the function changes, so that all that rustc does beside it is what it lost.
+    ``cpu_seconds`` is what Cargo and all below it used, ``second_seconds`` the second edit's time.
+    """
+    revision = bench.project.revisions[0]
+    if tool == IN_PLACE:
+        with _pristine(bench) as root:
+            return _body_edits(bench, PLAIN, root, run)
+    _built_main(bench, tool)
+    added = bench.add(tool, f"{tool}-{run}", revision)
+    try:
+        return _body_edits(bench, tool, added.root, run)
+    finally:
+        bench.discard(tool, added.root)
+
+
+def _body_edits(bench: Bench, tool: str, root: Path, run: int) -> Sample:
+    assert bench.project.edited is not None
+    bench.build(tool, root)
+    source = root / bench.project.edited
+    seconds: list[float] = []
+    used: list[float] = []
+    ran: list[Count] = []
+    for number in (2 * run + 1, 2 * run + 2):
+        text = source.read_text()
+        at = text.rindex("{\n") + 2
+        source.write_text(f"{text[:at]}    {number}\n}}\n")
+        before = _used()
+        built = bench.build(tool, root)
+        used.append(_used() - before)
+        seconds.append(built.seconds)
+        ran.append(built.ran)
+    values = {"cpu_seconds": used[0], "second_seconds": seconds[1]}
+    return Sample(seconds[0], ran[0], values)
+
+
+def _used() -> float:
+    """Processor time of all children that have ended, in seconds."""
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def prepare_alone(bench: Bench, tool: str, run: int) -> Sample:
     """``cargo cow prepare`` in a worktree that has no target yet: clone, prove, stamp."""
     _built_main(bench, tool)
@@ -175,6 +221,12 @@ WORKLOADS = (
         "first-edit", "first edit in a new worktree", (IN_PLACE, COW, SHIM, REFLINK), first_edit
     ),
     Workload(
+        "body-edit",
+        "first edit of one function's body in a new worktree",
+        (IN_PLACE, COW, SHIM, OWN_PLACE, REFLINK),
+        body_edit,
+    ),
+    Workload(
         "prepare", "cargo cow prepare alone, in a new worktree", (COW,), prepare_alone, repeat=3
     ),
     Workload("clone", "the donor's target cloned, alone", (COW,), clone_alone, repeat=3),
@@ -198,6 +250,9 @@ def measure(
             continue
         if workload.name == "other-commit" and len(bench.project.revisions) < 2:
             say("other-commit: there is only one commit")
+            continue
+        if workload.name == "body-edit" and bench.project.edited is None:
+            say("body-edit: only with --project large")
             continue
         competing = [tool for tool in workload.tools if tool == IN_PLACE or tool in wanted_tools]
         samples: dict[str, list[Sample]] = {tool: [] for tool in competing}

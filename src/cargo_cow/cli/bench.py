@@ -16,12 +16,13 @@ _WORKLOADS = (
     "new-worktree",
     "other-commit",
     "first-edit",
+    "body-edit",
     "prepare",
     "clone",
     "passed-call",
 )
-_PROJECTS = ("ripgrep", "ripgrep-workspace", "fd", "bat", "just", "hyperfine", "synthetic")
-_TOOLS = ("plain", "cow", "shim", "reflink", "reflink-touched")
+_PROJECTS = ("ripgrep", "ripgrep-workspace", "fd", "bat", "just", "hyperfine", "synthetic", "large")
+_TOOLS = ("plain", "cow", "cow-own-place", "shim", "reflink", "reflink-touched")
 
 
 def _listed(known: tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
