@@ -12,6 +12,7 @@ from typing import IO, NoReturn
 
 import pytest
 
+from cargo_cow import filesystems, snapshots
 from cargo_cow.bench import processes, scratch
 
 _HOLDER = """\
@@ -74,6 +75,16 @@ def test_where_files_can_be_cloned_nothing_is_mounted(btrfs: Path) -> None:
         assert place.path.parent.parent == btrfs
         (place.path / "deep" / "er").mkdir(parents=True)
         (place.path / "deep" / "er").chmod(0o500)
+    assert list(btrfs.iterdir()) == []
+
+
+def test_a_state_in_it_leaves_nothing(btrfs: Path) -> None:
+    """A read-only subvolume, as `cargo cow` keeps them in a project."""
+    with scratch.scratch(btrfs, say=_quiet) as place:
+        filesystems.create_target(place.path / "source")
+        (place.path / "source" / "file").write_text("kept")
+        (place.path / "below").mkdir()
+        snapshots.create_snapshot(place.path / "source", place.path / "below" / "state")
     assert list(btrfs.iterdir()) == []
 
 

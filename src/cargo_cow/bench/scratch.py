@@ -127,7 +127,11 @@ def remove(root: Path) -> None:
             _quietly(["losetup", "-d", line.partition(":")[0]])
     if _is_mount(mounted):
         raise NoScratch(f"{mounted} cannot be unmounted", hint=f"umount {mounted}")
-    shutil.rmtree(root, onerror=_make_removable)
+    try:
+        shutil.rmtree(root, onerror=_make_removable)
+    except OSError:
+        # States are read-only subvolumes where there are such.
+        filesystems.remove_target(root)
 
 
 def _choose(
