@@ -100,6 +100,9 @@ def test_a_wrapper_that_does_not_call_the_compiler_is_not_a_compiler(
         ("--crate-name serde --edition=2021 src/lib.rs --emit=metadata,link", "serde"),
         ("--crate-name=serde src/lib.rs", "serde"),
         ("src/main.rs -o main", "?"),
+        ("--crate-name serde src/lib.rs --emit dep-info -o serde.d", None),
+        ("--crate-name serde src/lib.rs --emit=dep-info", None),
+        ("--crate-name serde src/lib.rs --emit=dep-info,metadata", "serde"),
     ],
 )
 def test_questions_are_no_compilations(words: str, crate: str | None) -> None:

@@ -6,7 +6,8 @@ exactly when a compiler process really starts; nobody's own statistics are belie
 hashes only what ``rustc -vV`` prints, never the compiler's path, so targets built with and
 without the counter are the same to it (held by ``tests/bench/test_counting.py``).
 
-Not counted as compiling: questions (``-vV``, ``--version``, ``--print``, Cargo's ``___`` probe).
+Not counted as compiling: questions (``-vV``, ``--version``, ``--print``, Cargo's ``___`` probe,
+and calls that emit nothing but dep-info, which is how sccache asks for the inputs of a crate).
 Counted apart: compilers that build scripts start (to try a language feature).
 
 Runs of build scripts are taken from Cargo's own ``--verbose`` lines.
@@ -99,6 +100,9 @@ def compiled_crate(arguments: list[str]) -> str | None:
     crate = None
     for position, argument in enumerate(arguments):
         if argument == "--print" or argument.startswith("--print="):
+            return None
+        following = arguments[position + 1 : position + 2]
+        if argument == "--emit=dep-info" or (argument == "--emit" and following == ["dep-info"]):
             return None
         if argument == "--crate-name" and position + 1 < len(arguments):
             crate = arguments[position + 1]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow import __version__
 from cargo_cow.bench import processes, tools
-from cargo_cow.bench.tools import COW, OWN_PLACE, PLAIN, REFLINK, SHIM, TOUCHED
+from cargo_cow.bench.tools import COW, OWN_PLACE, PLAIN, REFLINK, SCCACHE, SHIM, TOUCHED
 from cargo_cow.bench.workloads import IN_PLACE, WORKLOADS, Measured
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def losses(report: Report) -> list[Loss]:
             cell = report.cell(workload.name, tool)
             if cell is None:
                 continue
-            for other in (PLAIN, IN_PLACE, REFLINK):
+            for other in (PLAIN, IN_PLACE, REFLINK, SCCACHE):
                 rival = report.cell(workload.name, other)
                 if rival is not None and _wall(rival) < _wall(cell):
                     found.append(Loss(workload.name, tool, other, _wall(cell), _wall(rival)))

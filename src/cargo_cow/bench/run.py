@@ -30,8 +30,10 @@ def run(
         say(place.note)
         about = report.machine(place.path, place.filesystem)
         got = projects.obtain(None if path else project, path, place.path, other=other, say=say)
-        bench = Bench(got, place.path, cargo_args)
-        measured = tuple(measure(bench, names=workloads, wanted_tools=tools, runs=runs, say=say))
+        with Bench(got, place.path, cargo_args) as bench:
+            measured = tuple(
+                measure(bench, names=workloads, wanted_tools=tools, runs=runs, say=say)
+            )
         return report.Report(
             about,
             {

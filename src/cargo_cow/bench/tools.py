@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from cargo_cow.errors import CowError, NativeMissing
 
 PLAIN, COW, SHIM, REFLINK, TOUCHED = "plain", "cow", "shim", "reflink", "reflink-touched"
 OWN_PLACE = "cow-own-place"
+SCCACHE = "sccache"
 
 TOOLS: Mapping[str, str] = {
     PLAIN: "git worktree add, cargo build",
@@ -29,6 +31,7 @@ TOOLS: Mapping[str, str] = {
     SHIM: "git worktree add, cargo build; the shim as RUSTC_WRAPPER",
     REFLINK: "git worktree add, cp -a --reflink of the target, cargo build",
     TOUCHED: "the same, then the copy touched: UNSAFE, Cargo calls changed code fresh",
+    SCCACHE: "git worktree add, cargo build; sccache as RUSTC_WRAPPER, CARGO_INCREMENTAL=0",
 }
 
 # Ways that start from the same built main checkout, which is thus built once.
@@ -39,6 +42,7 @@ _MAIN_OF = {
     SHIM: COW,
     REFLINK: PLAIN,
     TOUCHED: PLAIN,
+    SCCACHE: SCCACHE,
 }
 _COW = (COW, OWN_PLACE)
 
@@ -82,6 +86,17 @@ class Bench:
         self.counter = counting.Counter(room / "counter", counting.real_compiler(where, env))
         self._env = {**env, **self.counter.environment()}
         self._target = _target_of(where, env, project.repository)
+        self._sccache: dict[str, str] | None = None
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Stop what a tool left running: sccache's server outlives its clients."""
+        if self._sccache is not None:
+            words = [self._sccache["RUSTC_WRAPPER"], "--stop-server"]
+            env = {**self._env, **self._sccache}
+            processes.run(words, cwd=self.room, env=env, check=False)
 
     # --- checkouts ---------------------------------------------------------------------------
 
@@ -160,6 +175,12 @@ class Bench:
             except CowError:
                 shutil.rmtree(target)
 
+    def forget_cache(self) -> None:
+        """Empty what sccache has stored; its server holds the store open, and ends."""
+        if self._sccache is not None:
+            self._run(SCCACHE, [self._sccache["RUSTC_WRAPPER"], "--stop-server"], self.room)
+            shutil.rmtree(self.room / "sccache", ignore_errors=True)
+
     # --- builds ------------------------------------------------------------------------------
 
     def build(self, tool: str, root: Path, *, seeding: bool = True) -> Built:
@@ -193,7 +214,38 @@ class Bench:
             env["RUSTC_WRAPPER"] = os.fspath(native_program())
         if tool == OWN_PLACE:
             env["CARGO_COW_IDENTITY"] = "off"
+        elif tool == SCCACHE:
+            if self._sccache is None:
+                self._sccache = _sccache(self.room)
+            env.update(self._sccache)
         return processes.run(words, cwd=cwd, env=env)
+
+
+def sccache_program() -> str | None:
+    """Where sccache is, if it is installed."""
+    return shutil.which("sccache", path=processes.environment()["PATH"])
+
+
+def _sccache(room: Path) -> dict[str, str]:
+    """Settings of an sccache whose store and server are this measurement's own.
+
+    As its documentation says for Rust: incremental compilation off, for it caches no crate that
+    is compiled so.
+    """
+    program = sccache_program()
+    if program is None:
+        raise processes.StepFailed("sccache is not installed", hint="leave it out with --tool")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        "RUSTC_WRAPPER": program,
+        "CARGO_INCREMENTAL": "0",
+        "SCCACHE_DIR": os.fspath(room / "sccache"),
+        "SCCACHE_SERVER_PORT": str(port),
+        # Its server must not end in a pause between two builds, which would be measured.
+        "SCCACHE_IDLE_TIMEOUT": "0",
+    }
 
 
 def native_program() -> Path:

@@ -17,7 +17,16 @@ from typing import NamedTuple
 from cargo_cow import filesystems
 from cargo_cow.bench import processes, tools
 from cargo_cow.bench.counting import Count
-from cargo_cow.bench.tools import COW, OWN_PLACE, PLAIN, REFLINK, SHIM, TOUCHED, Bench
+from cargo_cow.bench.tools import (
+    COW,
+    OWN_PLACE,
+    PLAIN,
+    REFLINK,
+    SCCACHE,
+    SHIM,
+    TOUCHED,
+    Bench,
+)
 
 IN_PLACE = "in place"  # plain Cargo in the checkout that is there already
 
@@ -67,6 +76,8 @@ def cold(bench: Bench, tool: str, _run: int) -> Sample:
     bench.forget_target(root)
     if tool == COW:
         bench.new_target(root)
+    if tool == SCCACHE:
+        bench.forget_cache()
     return _sample(bench.build(tool, root))
 
 
@@ -203,22 +214,25 @@ def passed_call(_bench: Bench, tool: str, _run: int) -> Sample:
 
 
 WORKLOADS = (
-    Workload("cold", "first build of all, no target anywhere", (PLAIN, COW), cold),
-    Workload("unchanged", "build with nothing changed", (PLAIN, COW), unchanged, repeat=5),
+    Workload("cold", "first build of all, no target anywhere", (PLAIN, COW, SCCACHE), cold),
+    Workload("unchanged", "build with nothing changed", (PLAIN, COW, SCCACHE), unchanged, repeat=5),
     Workload(
         "new-worktree",
         "first build in a new worktree, same commit",
-        (PLAIN, COW, SHIM, REFLINK, TOUCHED),
+        (PLAIN, COW, SHIM, REFLINK, TOUCHED, SCCACHE),
         new_worktree,
     ),
     Workload(
         "other-commit",
         "first build in a new worktree at the other commit",
-        (IN_PLACE, PLAIN, COW, SHIM, REFLINK),
+        (IN_PLACE, PLAIN, COW, SHIM, REFLINK, SCCACHE),
         other_commit,
     ),
     Workload(
-        "first-edit", "first edit in a new worktree", (IN_PLACE, COW, SHIM, REFLINK), first_edit
+        "first-edit",
+        "first edit in a new worktree",
+        (IN_PLACE, COW, SHIM, REFLINK, SCCACHE),
+        first_edit,
     ),
     Workload(
         "body-edit",
@@ -276,7 +290,7 @@ def _built_main(bench: Bench, tool: str) -> Path:
     marker = bench.room / f"{root.parent.name}.built"
     if not marker.exists():
         owner = COW if tool == SHIM else tool
-        bench.build(PLAIN if owner != COW else COW, root)
+        bench.build(owner if owner in (COW, SCCACHE) else PLAIN, root)
         marker.touch()
         os.sync()
     return root

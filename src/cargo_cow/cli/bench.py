@@ -22,13 +22,17 @@ _WORKLOADS = (
     "passed-call",
 )
 _PROJECTS = ("ripgrep", "ripgrep-workspace", "fd", "bat", "just", "hyperfine", "synthetic", "large")
-_TOOLS = ("plain", "cow", "cow-own-place", "shim", "reflink", "reflink-touched")
+_TOOLS = ("plain", "cow", "cow-own-place", "shim", "reflink", "reflink-touched", "sccache")
 
 
 def _listed(known: tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
     """A click callback: names parted by commas, each of them known."""
 
-    def check(_context: click.Context, _option: click.Parameter, value: str) -> tuple[str, ...]:
+    def check(
+        _context: click.Context, _option: click.Parameter, value: str | None
+    ) -> tuple[str, ...]:
+        if value is None:
+            return ()
         names = tuple(value.split(","))
         for name in names:
             if name not in known:
@@ -60,9 +64,8 @@ def _listed(known: tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
     "--tool",
     "tools",
     callback=_listed(_TOOLS),
-    default=",".join(_TOOLS),
     metavar="LIST",
-    help=f"Any of {','.join(_TOOLS)} (default: all).",
+    help=f"Any of {','.join(_TOOLS)} (default: all, sccache where it is installed).",
 )
 @click.option(
     "--scratch",
@@ -116,6 +119,13 @@ def command(
     def say(message: str) -> None:
         print(f"cargo-cow: {message}", file=sys.stderr)
 
+    if not tools:
+        from cargo_cow.bench.tools import SCCACHE, sccache_program
+
+        tools = _TOOLS
+        if sccache_program() is None:
+            say("sccache is not installed: it is left out")
+            tools = tuple(tool for tool in tools if tool != SCCACHE)
     found = run.run(
         project,
         other=other,
