@@ -198,3 +198,35 @@ def test_profiles_side_by_side(btrfs: Path, tmp_path: Path) -> None:
     for arguments in ([], ["--release"], ["--profile", "bench"]):
         assert cow(there, tmp_path, "build", "-v", *arguments).rustc == []
     assert cow(there, tmp_path, "check", "-v").rustc == ["app", "app"]
+
+
+def test_a_link_that_leads_nowhere_is_a_file_of_its_package(btrfs: Path, tmp_path: Path) -> None:
+    """Cargo takes its time for 0, and so a script that declares nothing can be proven."""
+    here = repository(
+        btrfs / "here",
+        {
+            "Cargo.toml": _PACKAGE.format("app", "0.1.0"),
+            "build.rs": (
+                "fn main() {\n"
+                '    let to = std::fs::read_link("link").unwrap();\n'
+                '    println!("cargo::rustc-env=LEADS={}", to.display());\n'
+                "}\n"
+            ),
+            "src/main.rs": 'fn main() { println!("{}", env!("LEADS")); }\n',
+        },
+    )
+    (here / "link").symlink_to("nowhere")
+    assert cargo(here, tmp_path, "generate-lockfile").status == 0
+    git(here, "add", "-A")
+    git(here, "commit", "-qm", "link")
+    settle()
+    assert cow(here, tmp_path, "build").status == 0
+    there = btrfs / "there"
+    git(here, "worktree", "add", "-q", str(there))
+    built = cow(there, tmp_path, "build", "-v")
+    assert (built.rustc, built.scripts) == ([], 0), built.output
+    # What it leads to counts all the same, though Cargo looks at no time of it.
+    (there / "link").unlink()
+    (there / "link").symlink_to("elsewhere")
+    assert cow(there, tmp_path, "build").status == 0
+    assert _told(there) == "elsewhere"

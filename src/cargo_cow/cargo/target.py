@@ -399,6 +399,15 @@ def mtime(path: str) -> int | None:
         return None
 
 
+def package_mtime(path: str) -> int:
+    """mtime in ns of a package's file as Cargo takes it into a script's fingerprint.
+
+    A file that cannot be stat'ed counts as of time 0, above all a symlink that leads nowhere
+    (Cargo 1.95, ``sources/path.rs``, ``last_modified_file``).
+    """
+    return mtime(path) or 0
+
+
 class Session(NamedTuple):
     """rustc's incremental state of one crate: its directory, and when its last session began (µs).
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from cargo_cow.cargo.depinfo import PACKAGE as DEP_PACKAGE
 from cargo_cow.cargo.script import without_out_dirs
-from cargo_cow.cargo.target import Target, Unit, mtime
+from cargo_cow.cargo.target import Target, Unit, mtime, package_mtime
 from cargo_cow.errors import UnknownFormat
 from cargo_cow.prepare import identity, outputs, record
 from cargo_cow.prepare.contents import MISSING, UNREADABLE, Contents
@@ -456,10 +456,15 @@ class Capturer:
             raise _Refused(f"{root}/{name} was changed after the build")
         timed = []
         for file in self._packages.files(root):
-            at = mtime(f"{root}/{file}")
-            if at is None or at > when or (changed_below(f"{root}/{file}") or 0) > started:
-                raise _Refused(f"{root}/{file} was changed after the build")
-            timed.append(Timed(file, at, self._contents.file(f"{root}/{file}")))
+            path = f"{root}/{file}"
+            at = package_mtime(path)
+            try:
+                changed = max(changed_below(path) or 0, os.lstat(path).st_ctime_ns)
+            except FileNotFoundError:
+                changed = started + 1
+            if at > when or changed > started:
+                raise _Refused(f"{path} was changed after the build")
+            timed.append(Timed(file, at, self._contents.file(path)))
         return tuple(timed)
 
     def _script_bakes(self, unit: Unit) -> bool:

@@ -47,7 +47,10 @@ class Contents:
                 self._memo = {}
 
     def file(self, path: str) -> str:
-        """BLAKE3 (hex) of a regular file's bytes; MISSING or UNREADABLE; follows symlinks."""
+        """BLAKE3 (hex) of a regular file's bytes; MISSING or UNREADABLE; follows symlinks.
+
+        A symlink that leads nowhere has a digest of its own, by where it leads.
+        """
         digest = self._fresh.get(path)
         if digest is None:
             digest = self._fresh[path] = self._file(path)
@@ -63,7 +66,7 @@ class Contents:
         try:
             status = os.stat(path)
         except OSError:
-            return MISSING
+            return _dangling(path)
         if not stat.S_ISREG(status.st_mode):
             return self.tree(path) if stat.S_ISDIR(status.st_mode) else UNREADABLE
         key: list[int | str] = [
@@ -150,3 +153,10 @@ class Contents:
         except OSError:
             return
         self._changed = False
+
+
+def _dangling(path: str) -> str:
+    try:
+        return "link:" + str(blake3(os.fsencode(os.readlink(path))).hexdigest())
+    except OSError:
+        return MISSING

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from cargo_cow import git
 from cargo_cow.cargo import depinfo
 from cargo_cow.cargo.script import relocate_out_dirs, relocate_rerun_lines
-from cargo_cow.cargo.target import Target, Unit, mtime
+from cargo_cow.cargo.target import Target, Unit, mtime, package_mtime
 from cargo_cow.errors import GitFailed, UnknownFormat
 from cargo_cow.prepare import record
 from cargo_cow.prepare.capture import mentions, newest_below
@@ -415,7 +415,7 @@ class Proof:
         """Whether Cargo would call a unit dirty because of mtimes of its own inputs."""
         if made.timed is not None:
             root = self.package_root(made)
-            return any(mtime(f"{root}/{timed.path}") != timed.mtime for timed in made.timed)
+            return any(package_mtime(f"{root}/{timed.path}") != timed.mtime for timed in made.timed)
         reference = mtime(unit.reference_file)
         if reference is None:
             return True
@@ -585,9 +585,9 @@ class Proof:
         # Cargo hashes the newest time alone.  Where that is right already, the others stay as they
         # are: another target of this checkout may have seen another content under the newer time.
         newest = max((entry.mtime for entry in times), default=0)
-        if max((mtime(entry.path) or 0 for entry in times), default=0) == newest:
+        if max((package_mtime(entry.path) for entry in times), default=0) == newest:
             return []
-        return [entry for entry in times if mtime(entry.path) != entry.mtime]
+        return [entry for entry in times if package_mtime(entry.path) != entry.mtime]
 
 
 def _in_git_directory(path: str) -> bool:
