@@ -8,6 +8,7 @@
 mod clone_tree;
 mod depinfo;
 mod elf;
+mod enter;
 mod frame;
 mod namespace;
 mod shim;

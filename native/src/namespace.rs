@@ -1,4 +1,4 @@
-//! A private mount namespace for one child, entered between `fork` and `exec`.
+//! A private mount namespace: for one child, entered between `fork` and `exec`, or for this process.
 //!
 //! Root may unshare mounts alone; anybody else gets a user namespace around them, in which the
 //! own numbers stand for themselves (user_namespaces(7)); `exec` takes its capabilities away
@@ -54,7 +54,7 @@ impl View {
     fn enter(&self) -> Result<(), (String, io::Error)> {
         let steady: Vec<Inode> = self.steady.iter().map(|path| inode(path)).collect();
         let same: Vec<Inode> = self.same.iter().map(|(path, _)| inode(path)).collect();
-        separate().map_err(|error| ("no namespace".to_owned(), error))?;
+        separate(Separation::Mounts).map_err(|error| ("no namespace".to_owned(), error))?;
         // Nothing of ours may appear outside.
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private)
@@ -92,9 +92,21 @@ fn inode(path: &Path) -> Inode {
     Some((stat.dev(), stat.ino()))
 }
 
-fn separate() -> io::Result<()> {
-    // SAFETY: neither flag touches descriptors, and the process has one thread.
-    match unsafe { unshare_unsafe(UnshareFlags::NEWNS) } {
+/// What is private.
+#[derive(Clone, Copy)]
+pub enum Separation {
+    Mounts,
+    MountsAndNetwork,
+}
+
+/// This process, which has one thread, gets namespaces of its own.
+pub fn separate(kind: Separation) -> io::Result<()> {
+    let wanted = match kind {
+        Separation::Mounts => UnshareFlags::NEWNS,
+        Separation::MountsAndNetwork => UnshareFlags::NEWNS | UnshareFlags::NEWNET,
+    };
+    // SAFETY: no flag touches descriptors, and the process has one thread.
+    match unsafe { unshare_unsafe(wanted) } {
         // Root without the privilege is a container's; in a namespace of its own it could not
         // even write the files of others that it may write now.
         Err(Errno::PERM) if !rustix::process::geteuid().is_root() => {}
@@ -103,9 +115,17 @@ fn separate() -> io::Result<()> {
     let user = rustix::process::geteuid().as_raw();
     let group = rustix::process::getegid().as_raw();
     // SAFETY: as above.
-    unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?;
+    unsafe { unshare_unsafe(UnshareFlags::NEWUSER | wanted) }?;
     // Without this a group cannot be mapped (user_namespaces(7)).
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
     fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
+}
+
+/// Mounts made from now on stay here; those made outside still arrive.
+pub fn detach_mounts() -> Result<(), Errno> {
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
 }

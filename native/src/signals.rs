@@ -106,6 +106,14 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, _context: *mut lib
     }
 }
 
+/// Gives a signal its default action.
+pub fn reset(signal: i32) {
+    // SAFETY: signal takes two integers; a number that is none is refused.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+    }
+}
+
 /// `kill(2)`; a target that is gone is no trouble.
 pub fn send(target: i32, signal: i32) {
     // SAFETY: kill takes two integers and touches no memory of ours.

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::clone_tree::{self, Mode, Options, Selection};
+use crate::enter;
 
 /// Version of the command lines and outputs below.  Python refuses another one.
 const PROTOCOL: u32 = 1;
@@ -32,7 +33,7 @@ impl Failure {
         }
     }
 
-    fn usage(error: impl Into<String>) -> Self {
+    pub fn usage(error: impl Into<String>) -> Self {
         Self {
             error: error.into(),
             errno: None,
@@ -40,7 +41,7 @@ impl Failure {
         }
     }
 
-    fn to_json(&self) -> Value {
+    pub fn to_json(&self) -> Value {
         json!({
             "error": self.error,
             "errno": self.errno,
@@ -60,9 +61,14 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Some("--clone-tree") => {
             clone_options(&arguments[1..]).and_then(|options| clone_tree::run(&options))
         }
+        Some("--enter") => match enter_options(&arguments[1..]).map(|options| enter::run(&options))
+        {
+            Ok((_, true)) => return ExitCode::FAILURE,
+            Ok((failure, false)) | Err(failure) => Err(failure),
+        },
         Some(other) => Err(Failure::usage(format!("unknown verb {other}"))),
         None => Err(Failure::usage(
-            "a verb (--version, --clone-tree) or a compiler is needed",
+            "a verb (--version, --clone-tree, --enter) or a compiler is needed",
         )),
     };
     let (value, code) = match result {
@@ -157,4 +163,60 @@ fn selection() -> Result<Selection, Failure> {
             .filter(|name| !name.is_empty())
             .map(|name| relative(OsStr::from_bytes(name))),
     ))
+}
+
+/// `[--room DIR] [--bind REAL SEEN]... [--read-only DIR]... [--keep DIR]... [--no-network]
+/// [--directory DIR] [--signal N]... [--status FD] [--] COMMAND...`
+fn enter_options(arguments: &[OsString]) -> Result<enter::Options, Failure> {
+    let mut options = enter::Options::default();
+    let mut rest = arguments.iter();
+    let number = |text: &OsString| {
+        let parsed = text.to_str().and_then(|text| text.parse::<i32>().ok());
+        parsed.filter(|number| *number > 0)
+    };
+    while let Some(argument) = rest.next() {
+        let text = argument.to_string_lossy();
+        if !text.starts_with("--") {
+            options.command.push(argument.clone());
+            break;
+        }
+        match &*text {
+            "--" => break,
+            "--no-network" => {
+                options.no_network = true;
+                continue;
+            }
+            _ => {}
+        }
+        let value = rest
+            .next()
+            .ok_or_else(|| Failure::usage(format!("{text} needs a value")))?;
+        match &*text {
+            "--room" => options.room = Some(value.into()),
+            "--bind" => {
+                let seen = rest
+                    .next()
+                    .ok_or_else(|| Failure::usage("--bind needs two paths"))?;
+                options.binds.push((value.into(), seen.into()));
+            }
+            "--read-only" => options.read_only.push(value.into()),
+            "--keep" => options.keep.push(value.into()),
+            "--directory" => options.directory = Some(value.into()),
+            "--signal" | "--status" => {
+                let number = number(value)
+                    .ok_or_else(|| Failure::usage(format!("{text} needs a positive number")))?;
+                if text == "--signal" {
+                    options.signals.push(number);
+                } else {
+                    options.status = Some(number);
+                }
+            }
+            other => return Err(Failure::usage(format!("unknown option {other}"))),
+        }
+    }
+    options.command.extend(rest.cloned());
+    if options.command.is_empty() {
+        return Err(Failure::usage("--enter needs a command"));
+    }
+    Ok(options)
 }
