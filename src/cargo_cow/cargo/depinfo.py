@@ -107,10 +107,14 @@ def encode(info: DepInfo) -> bytes:
 
 
 class MakefileDepInfo(NamedTuple):
-    """rustc's ``.d``: files as rustc named them (relative to its directory) and env-deps."""
+    """rustc's ``.d``: files as rustc named them (relative to its directory) and env-deps.
+
+    ``output`` is the first of the files it says it wrote ("" if it says none).
+    """
 
     files: tuple[str, ...]
     env: tuple[tuple[str, str | None], ...]
+    output: str = ""
 
 
 def _unescape_env(text: str) -> str:
@@ -133,6 +137,7 @@ def parse_makefile(data: bytes) -> MakefileDepInfo:
     files: tuple[str, ...] = ()
     env: list[tuple[str, str | None]] = []
     found = False
+    output = ""
     # Only "\n" ends a line here: str.splitlines would also break at form feeds inside values.
     for line in os.fsdecode(data).split("\n"):
         if line.startswith("# env-dep:"):
@@ -140,6 +145,7 @@ def parse_makefile(data: bytes) -> MakefileDepInfo:
             env.append((_unescape_env(key), _unescape_env(value) if separator else None))
         elif not found and not line.startswith("#") and (at := line.find(": ")) >= 0:
             found = True
+            output = line[:at].replace("\\ ", " ")
             names = []
             parts = iter(line[at + 2 :].split())
             for part in parts:
@@ -148,4 +154,4 @@ def parse_makefile(data: bytes) -> MakefileDepInfo:
                     name = name[:-1] + " " + next(parts, "")
                 names.append(name)
             files = tuple(names)
-    return MakefileDepInfo(files, tuple(env))
+    return MakefileDepInfo(files, tuple(env), output)

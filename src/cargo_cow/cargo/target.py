@@ -223,6 +223,25 @@ class Unit:
                         break
         return self._makefile
 
+    def made_in(self) -> str | None:
+        """The build directory that the compiler or script wrote into, by its own words.
+
+        None where nothing tells.  It is the name that Cargo used, which may be a symlink.
+        """
+        if self.is_script_run:
+            data = _read(self.root_output_file)
+            named, here = os.fsdecode(data or b""), self.out_dir
+        else:
+            makefile = self.makefile()
+            named = os.path.dirname(makefile.output) if makefile is not None else ""
+            file = next((path for path in self.files() if path.endswith(".d")), "")
+            here = os.path.dirname(file)
+        build_dir = self.profile.directory.removesuffix(f"/{self.profile.name}")
+        inside = here[len(build_dir) :] if here.startswith(f"{build_dir}/") else ""
+        if not inside or not named.startswith("/") or not named.endswith(inside):
+            return None
+        return named[: -len(inside)]
+
     def script(self) -> ScriptOutput | None:
         """A build-script run's directives; None if its stdout is not there."""
         if self._script is False:

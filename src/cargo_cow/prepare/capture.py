@@ -27,7 +27,7 @@ from cargo_cow.prepare import identity, outputs, record
 from cargo_cow.prepare.contents import MISSING, UNREADABLE, Contents
 from cargo_cow.prepare.macros import INCBIN, PURE, UNSTATED
 from cargo_cow.prepare.packages import Packages, keep_list
-from cargo_cow.prepare.place import Place, below
+from cargo_cow.prepare.place import Place, below, is_made_at
 from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, PRIMARY, Input, Record, Timed
 
 _LEDGER = ".cargo-cow/ledger.json"
@@ -213,6 +213,8 @@ class Capturer:
         self, started: int, package_root: str, dependencies: list[tuple[Unit, int]], unit: Unit
     ) -> Record:
         place = self._place
+        if not is_made_at(unit, place):
+            raise _Refused(f"it was made in {unit.made_in()}")
         return Record(
             invoked=started,
             checkout=place.checkout,

@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 
 from cargo_cow import git
+from cargo_cow.cargo.target import Unit
 from cargo_cow.cargo.workspace import Workspace, cargo_home
 
 
@@ -58,6 +59,16 @@ def place_of(workspace: Workspace) -> Place:
     return Place(
         top, root, build_dir, head, branch, changed, members, registry, git_dir, common_dir
     )
+
+
+def is_made_at(unit: Unit, place: Place) -> bool:
+    """Whether a unit was compiled, or a script run, in the build directory of ``place``.
+
+    Elsewhere is the same target seen at another path (sandbox mode, a checkout that was moved):
+    what the unit baked is of that path.  Where nothing tells, it counts as made here.
+    """
+    made = unit.made_in()
+    return made in (None, place.build_dir) or os.path.realpath(made or "") == place.build_dir
 
 
 def below(path: str, root: str) -> str | None:

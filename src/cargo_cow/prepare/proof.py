@@ -24,7 +24,7 @@ from cargo_cow.prepare import record
 from cargo_cow.prepare.capture import mentions, newest_below
 from cargo_cow.prepare.contents import MISSING, Contents
 from cargo_cow.prepare.packages import Packages, first_difference
-from cargo_cow.prepare.place import Place, below
+from cargo_cow.prepare.place import Place, below, is_made_at
 from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, PRIMARY, Record
 
 Status = Literal["proven", "kept", "unproven", "dirty", "unknown"]
@@ -43,6 +43,7 @@ class Reason(NamedTuple):
 _TEXTS = {
     "dirty": "its fingerprint is empty: the build that should have made it did not finish",
     "not-recorded": "there is no record of what it was made from{}",
+    "elsewhere": "it was made in {}, and there is no record of what it was made from",
     "newer": "{} is newer, and there is no record to compare it with",
     "content": "{} has other content",
     "missing": "{} is gone",
@@ -61,7 +62,7 @@ _TEXTS = {
 }
 
 # What positively differs: dropped in place as well, where Cargo would not see it.
-_HARD = frozenset({"content", "environment", "out-dir", "script-path", "macro-path"})
+_HARD = frozenset({"content", "elsewhere", "environment", "out-dir", "script-path", "macro-path"})
 
 
 # What Cargo never sees in place; a first build elsewhere would.
@@ -247,12 +248,14 @@ class Proof:
 
     def unrecorded(self, unit: Unit) -> Verdict:
         """A unit without record: third-party ones need none, local ones are not proven."""
-        if not self.cloned and unit.key not in self.grafted:
+        foreign = self.cloned or unit.key in self.grafted
+        elsewhere = not foreign and not is_made_at(unit, self.place)
+        if not foreign and not elsewhere:
             newer = self.newer_input(unit)
             if newer is None:
                 return Verdict(unit.key, "kept")
             return Verdict(unit.key, "unproven", Reason("newer", newer))
-        missing = Reason("not-recorded")
+        missing = Reason("elsewhere", unit.made_in() or "") if elsewhere else Reason("not-recorded")
         if unit.is_script_run:
             return Verdict(unit.key, "unproven", missing)
         try:
@@ -536,6 +539,8 @@ class Proof:
             # The donor's dirty units as well: here their files may look unchanged.
             return verdict.status in ("unproven", "dirty")
         reason = verdict.reason
+        if reason is not None and reason.code == "elsewhere":
+            return True
         if reason is None or made is None:
             return False
         if reason.code in _BLIND and not self.judged_by_cargo(made):
