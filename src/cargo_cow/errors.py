@@ -116,6 +116,12 @@ class StoreUnusable(CowError):
     exit_code = 63
 
 
+class SandboxRefused(CowError):
+    """Sandbox mode cannot be had here, or could not be the same as here.  Nothing was run."""
+
+    exit_code = 51
+
+
 class NativeMissing(CowError):
     """The native program is not where the wheel installs it, or speaks another protocol."""
 

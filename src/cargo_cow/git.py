@@ -383,6 +383,20 @@ def _describe(directory: str, git_dir: str) -> Checkout | None:
     )
 
 
+def names_work_tree(checkout: Checkout) -> bool:
+    """Whether the repository says itself where this checkout is (``core.worktree``: submodules)."""
+    git_dir, common = os.fspath(checkout.git_dir), os.fspath(checkout.common_dir)
+    try:
+        shared = _settings(os.path.join(common, "config"))
+        own = shared if git_dir == common else _Settings()
+        if shared.per_worktree and own.work_tree is None:
+            own = _settings(os.path.join(git_dir, "config.worktree"))
+    except _AskGit:
+        answer = call(["config", "--get", "core.worktree"], checkout.root)
+        return answer.status == 0
+    return own.work_tree is not None
+
+
 def _root_of_bare(git_dir: str) -> Path:
     """Where `git worktree list` says that a bare repository is: ``.git`` itself is not named."""
     return Path(git_dir.removesuffix("/.git"))

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from cargo_cow.errors import CargoFailed, NotACargoProject
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 _ENVIRONMENT = (
     "CARGO",
     "CARGO_HOME",
@@ -27,11 +27,25 @@ _ENVIRONMENT = (
 )
 
 
+_DEPENDENCIES = frozenset(
+    {
+        "dependencies",
+        "dev-dependencies",
+        "dev_dependencies",
+        "build-dependencies",
+        "build_dependencies",
+        "patch",
+        "replace",
+    }
+)
+
+
 class _Answer(TypedDict):
     workspace_root: str
     target_directory: str
     build_directory: str
     members: list[tuple[str, str, str]]
+    outside: list[str]
 
 
 class Package(NamedTuple):
@@ -47,12 +61,17 @@ class Workspace(NamedTuple):
 
     ``build_dir`` holds the intermediate files, and is what Cargo-CoW calls the target;
     ``target_dir`` holds the final artefacts.  Both are the same unless ``build.build-dir`` is set.
+    ``standing`` is where a missing build directory is to be made, if that is another name of what
+    Cargo will find at ``build_dir``.  ``outside`` are directories outside ``root`` that manifests
+    name by relative paths, and those that manifests there name.
     """
 
     root: Path
     target_dir: Path
     build_dir: Path
     members: tuple[Package, ...]
+    outside: tuple[str, ...] = ()
+    standing: Path | None = None
 
 
 def cargo_program() -> str:
@@ -130,6 +149,7 @@ def load(cwd: Path, cargo_args: Sequence[str] = ()) -> Workspace:
         Path(target_dir),
         Path(build_dir),
         tuple(Package(name, version, Path(root)) for name, version, root in value["members"]),
+        tuple(value["outside"]),
     )
 
 
@@ -176,7 +196,51 @@ def _ask_cargo(directory: str, arguments: list[str], toolchain: list[str]) -> _A
         # Reported from Cargo 1.91 on; before that there is no build.build-dir.
         "build_directory": value.get("build_directory") or value["target_directory"],
         "members": members,
+        "outside": _outside(value["workspace_root"], [root for _, _, root in members]),
     }
+
+
+def _outside(workspace_root: str, members: list[str]) -> list[str]:
+    """Directories outside ``workspace_root`` that manifests name by relative paths.
+
+    Cargo's answer gives them as absolute paths, as if they had been written so.
+    """
+    import tomllib
+
+    found: set[str] = set()
+    waiting = [workspace_root, *members]
+    seen = set(waiting)
+    found.update(root for root in members if not f"{root}/".startswith(f"{workspace_root}/"))
+    while waiting:
+        root = waiting.pop()
+        try:
+            with open(f"{root}/Cargo.toml", "rb") as file:
+                manifest = tomllib.load(file)
+        except (OSError, tomllib.TOMLDecodeError):
+            continue
+        for path in _named_paths(manifest, ()):
+            place = os.path.normpath(os.path.join(root, path))
+            if os.path.isabs(path) or f"{place}/".startswith(f"{workspace_root}/"):
+                continue
+            found.add(place)
+            if place not in seen:
+                seen.add(place)
+                waiting.append(place)
+    return sorted(found)
+
+
+def _named_paths(value: object, where: tuple[str, ...]) -> Iterator[str]:
+    """Paths of packages in a manifest: of dependencies of all kinds, patches, the workspace."""
+    if not isinstance(value, dict):
+        return
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _named_paths(inner, (*where, key))
+        elif isinstance(inner, str) and (
+            (key == "path" and any(name in _DEPENDENCIES for name in where))
+            or (key == "workspace" and where == ("package",))
+        ):
+            yield inner
 
 
 def _cache_file(identity: str) -> str:
@@ -216,6 +280,7 @@ def _watched(directory: str, value: _Answer) -> list[str]:
         if parent == current:
             break
         current = parent
+    paths.update(f"{root}/Cargo.toml" for root in value["outside"])
     for _, _, root in value["members"]:
         paths.add(f"{root}/Cargo.toml")
         # A glob such as `crates/*` finds a new member without any manifest being edited; a

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cargo_cow.errors import CowError
+from cargo_cow.errors import CowError, UsageError
 
 COMMANDS = {
     "audit": "find units that Cargo calls fresh although their content differs",
@@ -18,6 +18,7 @@ COMMANDS = {
     "completion": "print a shell completion script",
     "demo": "show the main job on a real project",
     "doctor": "what works here, what is lost, and the command that mends it",
+    "enter": "any command in sandbox mode, at a path that all checkouts share",
     "explain": "for each unit: proven, or the first reason why not",
     "hooks": "let git prepare the target after a switch, a merge or a rebase",
     "init": "switch Cargo-CoW on for plain cargo",
@@ -29,6 +30,8 @@ COMMANDS = {
 }
 """Our own commands; every other verb is Cargo's."""
 
+_OUTSIDE = frozenset({"hooks", "init", "snapshot", "uninstall", "worktree"})
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
@@ -37,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["cow"]:
         del arguments[0]
     try:
+        _refuse_inside(arguments)
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             from cargo_cow.cli.passthrough import run
 
@@ -62,6 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(error).__module__.startswith("click."):
             return _click_error(error)
         raise
+
+
+def _refuse_inside(arguments: list[str]) -> None:
+    """In sandbox mode, what would keep the fixed path for later is not done."""
+    if (
+        arguments
+        and os.environ.get("CARGO_COW_SANDBOX")
+        and arguments[0] in _OUTSIDE
+        and arguments[:2] != ["hooks", "run"]
+    ):
+        raise UsageError(
+            f"cargo cow {arguments[0]} keeps paths, and those of sandbox mode mean nothing outside",
+            hint="leave the sandbox first",
+        )
 
 
 def _report(message: str, hint: str) -> None:

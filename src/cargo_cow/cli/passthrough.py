@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cargo_cow import processes
 from cargo_cow.cargo.workspace import Workspace, cargo_program, load
 from cargo_cow.errors import CowError, NotACargoProject
 from cargo_cow.prepare import identity, unchanged
-from cargo_cow.prepare.place import Place, place_of
+from cargo_cow.prepare.place import FIXED_PATH, Place, place_of
 
 # Verbs that compile nothing, or that must see the target as it is.
-_NOT_PREPARED = frozenset(
+NOT_PREPARED = frozenset(
     """
     add clean config fetch fmt generate-lockfile help info init install locate-project login logout
     metadata new owner package pkgid publish read-manifest remove report rm search tree uninstall
@@ -31,14 +31,19 @@ _NOT_PREPARED = frozenset(
 
 # Verbs of Cargo, and clippy, that take `--config` and compile.
 _COMPILING = frozenset("b bench build c check clippy d doc fix r run rustc rustdoc t test".split())
+SANDBOX = "--sandbox"
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run ``cargo <arguments>`` on a prepared target; returns Cargo's exit status."""
     verb, rest = arguments[0], list(arguments[1:])
+    if SANDBOX in _before_separator(rest):
+        from cargo_cow.cli.sandboxed import run_cargo
+
+        return run_cargo(verb, rest, prepared=verb not in NOT_PREPARED)
     help_wanted = any(argument in ("-h", "--help") for argument in _before_separator(rest))
     ready = None
-    if verb not in _NOT_PREPARED and not help_wanted:
+    if verb not in NOT_PREPARED and not help_wanted:
         ready = _prepare(rest)
     environment = None
     if ready is not None and verb in _COMPILING and identity.is_wished(ready.place):
@@ -95,12 +100,19 @@ def _prepare(arguments: list[str]) -> _Ready | None:
     place = place_of(workspace)
     if unchanged.holds(place):
         return _Ready(workspace, place, noted=True)
+    make_fresh(workspace)
+    return _Ready(workspace, place, noted=False)
+
+
+def make_fresh(workspace: Workspace) -> bool:
+    """Prepare, and say on stderr what is worth it; False if that failed."""
     from cargo_cow.snapshots import switching
 
     try:
         report = switching.switched(workspace, say=_say, again=False)
     except CowError as error:
         _warn(f"not prepared: {error}", error.hint)
+        return False
     else:
         if report.donor is not None:
             assert report.plan is not None
@@ -111,24 +123,38 @@ def _prepare(arguments: list[str]) -> _Ready | None:
             )
         elif report.grafted:
             _say(f"{report.grafted} units came back from states and other checkouts")
-    return _Ready(workspace, place, noted=False)
+    return True
 
 
 def _capture(ready: _Ready) -> None:
-    if ready.noted and unchanged.holds(ready.place):
-        return
+    if not (ready.noted and unchanged.holds(ready.place)):
+        remember(ready.workspace, ready.place)
+        tidy(ready.workspace)
+
+
+def remember(workspace: Workspace, place: Place) -> bool:
+    """Record what was built there, for the next proof; False if that failed."""
+    if not os.path.isdir(place.build_dir):
+        return True  # nothing was built
     from cargo_cow import prepare
 
     try:
-        prepare.capture(ready.workspace)
+        prepare.capture(workspace)
     except CowError as error:
         _warn(f"not recorded: {error}", "")
-    else:
-        unchanged.note(ready.place)
+        return False
+    unchanged.note(place)
+    return True
+
+
+def tidy(workspace: Workspace) -> None:
+    """Keep house among the states of the project (see `housekeeping.tidy`)."""
+    if os.environ.get(FIXED_PATH):
+        return  # it asks git where the checkouts are, which is not the same there
     from cargo_cow.snapshots import housekeeping
 
     try:
-        housekeeping.tidy(ready.workspace, say=_say)
+        housekeeping.tidy(workspace, say=_say)
     except CowError as error:
         _warn(f"states are not pruned: {error}", error.hint)
 
@@ -136,29 +162,11 @@ def _capture(ready: _Ready) -> None:
 def _cargo(arguments: Sequence[str], environment: dict[str, str] | None) -> int:
     """Run Cargo with our stdio; signals reach it, and its status is ours."""
     program = cargo_program()
-    previous = signal.getsignal(signal.SIGINT)
-    # The terminal sends SIGINT to the whole group: Cargo decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        child = os.posix_spawnp(
-            program,
-            [program, *arguments],
-            os.environ if environment is None else environment,
-            setsigdef=(signal.SIGINT,),
-        )
+        return processes.run([program, *arguments], environment or os.environ)
     except OSError as error:
         _warn(f"{program}: {error.strerror}", "install Rust, or put cargo on PATH")
         return 127
-
-    def forward(number: int, _frame: object) -> None:
-        os.kill(child, number)
-
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGHUP, forward)
-    _, status = os.waitpid(child, 0)
-    signal.signal(signal.SIGINT, previous)
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
 
 
 def _say(message: str) -> None:

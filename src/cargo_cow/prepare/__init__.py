@@ -285,7 +285,7 @@ def _from_donor(
     seconds["capture"] = time.monotonic() - started
 
     contents = Contents()
-    destination = Path(place.build_dir)
+    destination = Path(place.standing or place.build_dir)
     if dry_run:
         packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
         # The donor's own target, read as if it were the clone: nothing is made.
@@ -320,7 +320,7 @@ def _from_donor(
     except BaseException:
         filesystems.remove_target(fitted.path)
         raise
-    memo = Contents(f"{place.build_dir}/{_MEMO}")
+    memo = Contents(f"{destination}/{_MEMO}")
     memo.adopt(contents)
     memo.save()
     return Report(
@@ -368,7 +368,7 @@ def clone_for(
     None leaves what ``source`` says itself.  What is not proven is grafted from ``sources``.
     Raises CowError and OSError; nothing is left then.
     """
-    destination = Path(place.build_dir)
+    destination = Path(place.standing or place.build_dir)
     destination.parent.mkdir(parents=True, exist_ok=True)
     filesystems.remove_stale(destination.parent, destination.name)
     temporary = filesystems.temporary_target(destination)

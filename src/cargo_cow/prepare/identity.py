@@ -21,7 +21,7 @@ from typing import NamedTuple
 from cargo_cow import git
 from cargo_cow.cargo.target import profile_directories
 from cargo_cow.errors import CowError
-from cargo_cow.prepare.place import Place, below
+from cargo_cow.prepare.place import FIXED_PATH, Place, below
 
 SWITCH = "CARGO_COW_IDENTITY"
 """Set to ``off``, identities are neither prepared nor used (the shim asks it, too)."""
@@ -200,6 +200,8 @@ def plan(place: Place) -> Identity:
     file = f"{place.git_dir}/{FILE}"
     if os.environ.get(SWITCH) == "off":
         return Identity(here, here, f"switched off ({SWITCH}=off)", (), file)
+    if _is_sandboxed(place):
+        return Identity(here, here, "sandbox mode: all checkouts have this path", (), file)
     if profile_directories(place.build_dir):
         noted = seen_by(place)
         if noted == here:
@@ -225,6 +227,10 @@ def _candidates(place: Place, inherited: list[tuple[Seen, str]]) -> Iterator[tup
     if place.common_dir is not None:
         fixed = f"{place.common_dir}/{OWN}"
         yield Seen(fixed, _moved(here, fixed)), "a place of its own, for all worktrees"
+
+
+def _is_sandboxed(place: Place) -> bool:
+    return os.environ.get(FIXED_PATH) == place.checkout
 
 
 def _main_checkout(place: Place) -> str | None:
@@ -267,7 +273,8 @@ def settle(place: Place) -> Identity:
             if found.seen.checkout.endswith(f"/{OWN}"):
                 os.makedirs(found.seen.checkout, mode=0o700, exist_ok=True)
             _replace(found.file, value(found))
-        else:
+        elif not _is_sandboxed(place):
+            # There, what the file says is of the checkout outside, and not used.
             forget(found.file)
         if profile_directories(place.build_dir) and os.environ.get(SWITCH) != "off":
             _replace(f"{place.build_dir}/{NOTE}", {"format": FORMAT, **found.seen._asdict()})

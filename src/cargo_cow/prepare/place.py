@@ -9,6 +9,9 @@ from cargo_cow import git
 from cargo_cow.cargo.target import Unit
 from cargo_cow.cargo.workspace import Workspace, cargo_home
 
+FIXED_PATH = "CARGO_COW_SANDBOX"
+"""Set in sandbox mode: the path at which the checkout is seen there, as all others are."""
+
 
 class Place(NamedTuple):
     """Absolute, symlink-free paths of one checkout's workspace and build directory.
@@ -17,7 +20,7 @@ class Place(NamedTuple):
     being made under another name.  ``checkout`` is the git top level, or the workspace root
     without git; ``head_changed`` is when ``head`` came there (ns).  ``members`` maps package names
     to package roots.  ``git_dir`` and ``common_dir`` are the checkout's and the project's (None
-    without git).
+    without git).  ``standing``: see `Workspace`.
     """
 
     checkout: str
@@ -30,6 +33,7 @@ class Place(NamedTuple):
     registry: tuple[str, ...]
     git_dir: str | None = None
     common_dir: str | None = None
+    standing: str | None = None
 
 
 def place_of(workspace: Workspace) -> Place:
@@ -56,8 +60,19 @@ def place_of(workspace: Workspace) -> Place:
         f"{base}/{name}/" for base in {home, os.path.realpath(home)} for name in ("registry", "git")
     )
     build_dir = os.path.realpath(workspace.build_dir)
+    standing = None if workspace.standing is None else str(workspace.standing)
     return Place(
-        top, root, build_dir, head, branch, changed, members, registry, git_dir, common_dir
+        top,
+        root,
+        build_dir,
+        head,
+        branch,
+        changed,
+        members,
+        registry,
+        git_dir,
+        common_dir,
+        standing,
     )
 
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from cargo_cow.cargo.target import Target, unit_times
@@ -30,20 +31,35 @@ _Stat = list[int]
 ``[]`` for what does not exist."""
 
 
-def holds(place: Place) -> bool:
-    """Whether the last note says what is there now."""
+def holds(place: Place, real: Callable[[str], str] = str) -> bool:
+    """Whether the last note says what is there now.
+
+    ``real`` gives the path at which we find what the note, and ``place``, call otherwise.
+    """
+    build_dir = real(place.build_dir)
     try:
-        with open(f"{place.build_dir}/{NOTE}", "rb") as file:
+        with open(f"{build_dir}/{NOTE}", "rb") as file:
             note = json.loads(file.read())
         if note["format"] != record.FORMAT or note["place"] != _place(place):
             return False
         inputs: dict[str, _Stat] = note["inputs"]
-        if any(_stat(path) != known for path, known in inputs.items()):
+        if any(_stat(real(path)) != known for path, known in inputs.items()):
             return False
         directories: dict[str, _Stat] = note["directories"]
-        if any(_stat(path, below=False) != known for path, known in directories.items()):
+        if any(_stat(real(path), below=False) != known for path, known in directories.items()):
             return False
-        return bool(note["units"] == unit_times(place.build_dir))
+        units: dict[str, int] = note["units"]
+        return {real(path): known for path, known in units.items()} == unit_times(build_dir)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def is_of(place: Place, build_dir: str) -> bool:
+    """Whether the last build that left a note in ``build_dir`` worked at ``place``."""
+    try:
+        with open(f"{build_dir}/{NOTE}", "rb") as file:
+            note = json.loads(file.read())
+        return bool(note["place"][:3] == _place(place)[:3])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
