@@ -17,6 +17,7 @@ from tests.support.sample import BAKED, FILES
 from cargo_cow import filesystems
 from cargo_cow.cargo import workspace
 from cargo_cow.cargo.target import Target
+from cargo_cow.filesystems import btrfs as subvolumes
 from cargo_cow.prepare import unchanged
 from cargo_cow.prepare.place import place_of
 from cargo_cow.prepare.proof import Drop
@@ -613,3 +614,24 @@ def test_times_are_put_back_only_where_cargo_hashes_them(quick: Path, tmp_path: 
     assert cow(quick, tmp_path, "build", *ALL).status == 0
     assert (quick / "old/src/lib.rs").stat().st_mtime_ns == before
     assert "old" in cargo(quick, tmp_path, "build", "-p", "old", **other).rustc
+
+
+def test_the_first_build_of_all_makes_a_target_that_can_be_snapshotted(
+    btrfs: Path, tmp_path: Path
+) -> None:
+    package = '[package]\nname = "app"\nversion = "0.1.0"\nedition = "2021"\n'
+    root = repository(
+        btrfs / "main", {"Cargo.toml": package, "src/main.rs": 'fn main() { println!("1"); }\n'}
+    )
+    assert cow(root, tmp_path, "build").rustc == ["app"]
+    assert subvolumes.is_subvolume(root / "target")
+    tag = (root / "target" / "CACHEDIR.TAG").read_bytes()
+    # Cargo makes the same: to it, and to backup programs, this target is like any other.
+    assert cargo(root, tmp_path, "build", "--target-dir", "plain").status == 0
+    assert (root / "plain" / "CACHEDIR.TAG").read_bytes()[:43] == tag[:43]
+    assert cargo(root, tmp_path, "clean").status == 0
+    assert not (root / "target").exists()
+    # What is there is left as it is, and no worktree that may yet be seeded gets an empty one.
+    git(root, "worktree", "add", "-q", str(btrfs / "there"))
+    assert cow(btrfs / "there", tmp_path, "prepare").status == 0
+    assert not (btrfs / "there" / "target").exists()

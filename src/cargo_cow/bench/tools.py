@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from cargo_cow import filesystems
 from cargo_cow.bench import counting, processes, projects
+from cargo_cow.cargo.target import CACHE_TAG
 from cargo_cow.errors import CowError, NativeMissing
 
 PLAIN, COW, SHIM, REFLINK, TOUCHED = "plain", "cow", "shim", "reflink", "reflink-touched"
@@ -45,12 +46,6 @@ _MAIN_OF = {
     SCCACHE: SCCACHE,
 }
 _COW = (COW, OWN_PLACE)
-
-# cargo-util's paths.rs, create_dir_all_excluded_from_backups_atomic.
-_CACHE_TAG = """\
-Signature: 8a477f597d28d172789f06886806bc55
-# This file is a cache directory tag created by cargo.
-"""
 
 
 class Built(NamedTuple):
@@ -165,7 +160,7 @@ class Bench:
         """An empty target that can be snapshotted, marked as Cargo marks those it makes."""
         target = self.target(root)
         filesystems.create_target(target)
-        (target / "CACHEDIR.TAG").write_text(_CACHE_TAG)
+        (target / "CACHEDIR.TAG").write_text(CACHE_TAG)
 
     def forget_target(self, root: Path) -> None:
         target = self.target(root)

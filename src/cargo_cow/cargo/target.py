@@ -32,6 +32,14 @@ _COMPARED = (".rlib", ".rmeta", ".so", ".a", ".wasm", ".exe", "")
 Layout = Literal["legacy", "new"]
 
 
+CACHE_TAG = """\
+Signature: 8a477f597d28d172789f06886806bc55
+# This file is a cache directory tag created by cargo.
+"""
+"""First lines of ``CACHEDIR.TAG`` as Cargo writes it into a target that it makes (cargo-util's
+``paths.rs``, ``create_dir_all_excluded_from_backups_atomic``)."""
+
+
 class Fingerprint(NamedTuple):
     """The part of ``<kind>-<name>.json`` that we read.
 

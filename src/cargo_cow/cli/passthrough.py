@@ -106,6 +106,7 @@ def _prepare(arguments: list[str]) -> _Ready | None:
 
 def make_fresh(workspace: Workspace) -> bool:
     """Prepare, and say on stderr what is worth it; False if that failed."""
+    from cargo_cow import prepare
     from cargo_cow.snapshots import switching
 
     try:
@@ -121,6 +122,8 @@ def make_fresh(workspace: Workspace) -> bool:
                 f"{report.plan.count('proven')} units proven, {report.plan.count('kept')} kept, "
                 f"{len(report.plan.drop)} dropped"
             )
+        elif report.method == "none":
+            prepare.begin(place_of(workspace))
         elif report.grafted:
             _say(f"{report.grafted} units came back from states and other checkouts")
     return True

@@ -409,7 +409,7 @@ def _row(entry: State | Damaged, sharing: Sharing | None, now: float) -> tuple[s
         mark
         for mark, holds in (
             ("baseline", state.baseline),
-            ("kept by activate", state.origin == "kept"),
+            ("kept before a change", state.origin == "kept"),
             ("with changes", state.clean is False),
         )
         if holds

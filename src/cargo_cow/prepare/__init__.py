@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from cargo_cow import filesystems
 from cargo_cow.cargo.lock import build_lock
-from cargo_cow.cargo.target import Target, profile_directories
+from cargo_cow.cargo.target import CACHE_TAG, Target, profile_directories
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import CloneReport
@@ -252,6 +252,31 @@ def bring(
         # Once the target is there: it says where the state in it was made.
         decided = identity.plan(place) if dry_run else identity.settle(place)
         return report._replace(identity=decided)
+
+
+def begin(place: Place) -> bool:
+    """Make an empty target that can be snapshotted, where there is none and Cargo is about to
+    build; whether one was made.
+
+    Only a subvolume is made: a directory Cargo makes itself.  Nothing is raised: whatever is in
+    the way, Cargo says it better.
+    """
+    target = Path(place.build_dir)
+    if os.path.lexists(target):
+        return False
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = filesystems.temporary_sibling(target)
+        try:
+            if filesystems.create_target(temporary) != "subvolume":
+                return False
+            (temporary / "CACHEDIR.TAG").write_text(CACHE_TAG)
+            filesystems.publish(temporary, target)
+            return True
+        finally:
+            filesystems.remove_target(temporary)
+    except (CowError, OSError):
+        return False
 
 
 def _from_donor(

@@ -239,8 +239,8 @@ def _conversion(workspace: Workspace, remarks: list[str]) -> Iterator[Step]:
                 )
         elif not target.is_dir():
             remarks.append(
-                f"{target} is not there yet: init again after the first build, "
-                "so that it can be snapshotted"
+                f"{target} is not there yet: build it with cargo cow build, or init again after "
+                "the first build, so that it can be snapshotted"
             )
         elif not btrfs.is_subvolume(target):
             detail = "a subvolume, cloned by snapshot; contents and times stay"
