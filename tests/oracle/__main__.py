@@ -1,6 +1,7 @@
 """``python -m tests.oracle``: hunts for wrong results, or plays one history again.
 
     python -m tests.oracle DIRECTORY --seconds 600 --seed 1    random histories from this seed on
+    python -m tests.oracle DIRECTORY --switching               the same, of branch switches
     python -m tests.oracle DIRECTORY --replay corpus/x.json    one history
     python -m tests.oracle DIRECTORY --replay x.json --shrink 300
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--tool", choices=sorted(TOOLS), default="cargo-cow")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--switching", action="store_true", help="histories of branch switches")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--replay", type=Path)
     parser.add_argument("--shrink", type=float, default=0, metavar="SECONDS")
@@ -57,7 +59,7 @@ def main() -> None:
     seed = given.seed
     while time.monotonic() < end:
         started = time.monotonic()
-        world = _show(draw(seed), place, tool(), given.shrink)
+        world = _show(draw(seed, switching=given.switching), place, tool(), given.shrink)
         if world is not None:
             firsts = ", ".join(f"{first.fresh}+{first.dirty}" for first in world.firsts)
             took = time.monotonic() - started

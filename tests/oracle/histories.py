@@ -30,6 +30,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cargo_cow import filesystems
+
 from . import observe as observing
 from .observe import Observation
 from .tools import Tool, git
@@ -734,6 +736,56 @@ class Author:
             return [{"do": "clean", "at": at}, build]
         return [build]
 
+    def switch(self, length: int) -> tuple[Step, ...]:
+        """Few commits, each of them built, and then to and fro between them."""
+        chance = self.chance
+        call = self._call()
+        steps: list[Step] = []
+
+        def build(at: str) -> None:
+            by = chance.choices(["tool", "plain", "prepare"], [8, 1, 1])[0]
+            how = call if chance.random() < 0.8 else self._call()
+            steps.append({"do": "build", "at": at, "by": by, **how})
+
+        for number in range(chance.choice([2, 2, 3, 4])):
+            self.refs.append(f"t{number}")
+            if number:
+                for _ in range(chance.choice([1, 1, 2])):
+                    steps += self._change("main")
+            steps += [
+                {"do": "commit", "at": "main"},
+                {"do": "tag", "at": "main", "name": self.refs[-1]},
+            ]
+            build("main")
+        while len(steps) < length:
+            at = chance.choice(["main", "main", *self.checkouts])
+            kind = chance.choices(
+                ["switch", "stash", "pop", "edit", "change", "worktree", "clean", "interrupt"],
+                [10, 2, 2, 2, 2, 1, 0.5, 0.5],
+            )[0]
+            if kind == "switch":
+                steps.append({"do": "switch", "at": at, "ref": chance.choice(self.refs)})
+            elif kind in ("stash", "pop", "clean"):
+                steps.append({"do": kind, "at": at})
+            elif kind == "edit":
+                steps.append(self._edit(at))
+            elif kind == "change":
+                steps += self._change(at)
+            elif kind == "interrupt":
+                after = round(chance.uniform(0.05, 1.0), 2)
+                steps.append({"do": "interrupt", "at": at, "after": after, **call})
+            else:
+                steps += self._new_worktree(at)
+                at = self.checkouts[-1]
+            if kind not in ("stash", "edit") or chance.random() < 0.6:
+                # A new worktree's hidden edits only the tool can know of.
+                if at in self.prepared:
+                    steps.append({"do": "build", "at": at, "by": "tool", **call})
+                    self.prepared.discard(at)
+                else:
+                    build(at)
+        return tuple(steps)
+
     def write(self, length: int) -> tuple[Step, ...]:
         chance = self.chance
         steps: list[Step] = []
@@ -828,13 +880,14 @@ def report(history: History, world: World) -> str:
 # --- hunting ---------------------------------------------------------------------------------
 
 
-def draw(seed: int) -> History:
-    """The random history of a seed."""
+def draw(seed: int, *, switching: bool = False) -> History:
+    """The random history of a seed; ``switching``: one of branch switches."""
     chance = random.Random(seed)
     workspace = generate(chance)
     layout = chance.choice(["legacy", "legacy", "new"])
     author = Author(chance, workspace, render(workspace))
-    steps = author.write(chance.choice([10, 20, 30]))
+    length = chance.choice([10, 20, 30])
+    steps = author.switch(length) if switching else author.write(length)
     bare = chance.random() < 0.1
     prefix = chance.choice(["", "", "", "a b ", "ä#$ "])
     return History(workspace, steps, layout, bare, prefix)
@@ -853,8 +906,6 @@ def _sweep(place: Path) -> None:
     """Removes a world; states in it are read-only subvolumes where there are such."""
     shutil.rmtree(place, ignore_errors=True)
     if place.exists():
-        from cargo_cow import filesystems
-
         filesystems.remove_target(place)
 
 

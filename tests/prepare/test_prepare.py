@@ -570,7 +570,11 @@ def test_a_unit_of_a_clone_that_another_build_left_alone(quick: Path, tmp_path: 
     assert "secret 7" in _output(there)
 
 
-def test_a_script_that_writes_into_its_package(btrfs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recorded", [False, True], ids=["plain", "recorded"])
+@pytest.mark.parametrize("edited", [False, True], ids=["same-commit", "another-source-first"])
+def test_a_script_that_writes_into_its_package(
+    edited: bool, recorded: bool, btrfs: Path, tmp_path: Path
+) -> None:
     root = repository(
         btrfs / "main",
         {
@@ -587,14 +591,33 @@ fn main() {
             "src/main.rs": 'mod written;\nfn main() { println!("{}", written::T); }\n',
         },
     )
-    assert cargo(root, tmp_path, "build").status == 0
+    build = cow if recorded else cargo
+    assert build(root, tmp_path, "build").status == 0
     settle()
+    if edited:
+        # The first difference is a source; what the script wrote is missing all the same.
+        text = (root / "src/main.rs").read_text()
+        write(root, {"src/main.rs": text.replace("{}", "edited {}")})
+        git(root, "commit", "-qam", "edited")
     there = root.parent / "there"
     git(root, "worktree", "add", "-q", str(there))
+    git(root, "reset", "-q", "--hard", "HEAD~1" if edited else "HEAD")
     built = cow(there, tmp_path, "build", "-v")
     assert built.status == 0, built.output
     assert built.scripts == 1
-    assert _output(there) == "one\n"
+    assert _output(there) == ("edited one\n" if edited else "one\n")
+
+
+def test_a_script_that_writes_nothing_is_not_run_again(quick: Path, tmp_path: Path) -> None:
+    assert cow(quick, tmp_path, "build", *ALL).rustc == []  # all of it is recorded
+    write(quick, {"gen/src/lib.rs": FILES["gen/src/lib.rs"] + "// edited\n"})
+    git(quick, "commit", "-qam", "edited")
+    there = quick.parent / "there"
+    git(quick, "worktree", "add", "-q", str(there))
+    git(quick, "reset", "-q", "--hard", "HEAD~1")
+    built = cow(there, tmp_path, "build", "-v", *ALL)
+    assert "gen" in built.rustc
+    assert built.scripts == 0
 
 
 def test_times_are_put_back_only_where_cargo_hashes_them(quick: Path, tmp_path: Path) -> None:

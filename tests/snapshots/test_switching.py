@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
-from tests.support.projects import cargo, cow, git, repository, settle, write
+from tests.support.projects import SOURCE, cargo, cow, git, repository, settle, write
 from tests.support.sample import FILES
 
 from cargo_cow import filesystems, snapshots
+from cargo_cow.cargo.target import Target
 from cargo_cow.cargo.workspace import load
+from cargo_cow.errors import CowError
+from cargo_cow.filesystems import btrfs as subvolumes
 from cargo_cow.snapshots import switching
 from cargo_cow.snapshots.state import State
 
@@ -284,3 +292,287 @@ def test_killed_while_grafting_a_unit_is_dirty_or_whole(
         assert cargo(root, tmp_path, "build", "--workspace").rustc == []
     assert killed > 4
     assert len(outcomes) > 1, outcomes  # some of the kills landed in the middle
+
+
+def test_two_at_once(branches: Path, tmp_path: Path) -> None:
+    """Whoever comes second finds the work done, and nothing is done twice to the same files."""
+    _switch(branches, "main")
+    program = [sys.executable, "-m", "cargo_cow", "prepare", "--format", "json"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    running = [
+        subprocess.Popen(program, cwd=branches, env=environment, stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    reports = [json.loads(process.communicate()[0]) for process in running]
+    assert all(process.returncode == 0 for process in running)
+    assert max(report["grafted"] for report in reports) == 2
+    assert cargo(branches, tmp_path, "build", "--workspace").rustc == []
+    assert _tells(branches) == "one two"
+
+
+def test_no_space_while_grafting_loses_nothing(
+    branches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the space may come with any file: while staging, and while installing."""
+    root = branches
+
+    def full(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+    for name, calls in (("clone_parts", 0), ("supersede", 0), ("supersede", 6)):
+        real = getattr(filesystems, name)
+        left = calls
+
+        def sometimes(*arguments: object, real: Callable[..., object] = real) -> object:
+            nonlocal left
+            left -= 1
+            return full() if left < 0 else real(*arguments)
+
+        _switch(root, "main")
+        said: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(filesystems, name, full if name == "clone_parts" else sometimes)
+            report = switching.switched(load(root), say=said.append)
+        assert any("No space left" in line for line in said), said
+        assert report.grafted <= 1
+        assert not list((root / "target/.cargo-cow").glob(".graft*"))
+        # All the same Cargo builds what is right, and the states have what they had.
+        built = cargo(root, tmp_path, "build", "--workspace")
+        assert built.status == 0
+        assert _tells(root) == "one two"
+        _switch(root, "other")
+        assert _build(root, tmp_path) == []
+        assert _tells(root) == "ONE two"
+
+
+def test_a_filesystem_that_is_full(small_filesystem: Callable[..., Path], tmp_path: Path) -> None:
+    mount = small_filesystem("xfs", 320 << 20)
+    root = _project(mount / "main", SMALL)
+    _build(root, tmp_path)
+    git(root, "switch", "-qc", "other")
+    _commit(root, "one", "ONE")
+    _build(root, tmp_path)
+    _switch(root, "main")
+    with (mount / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while True:
+            ballast.write(b"x" * 4096)
+    said: list[str] = []
+    with contextlib.suppress(CowError):
+        switching.switched(load(root), say=said.append)
+    (mount / "ballast").unlink()
+    assert cow(root, tmp_path, "build", "--workspace").status == 0
+    assert _tells(root) == "one two"
+    assert cargo(root, tmp_path, "build", "--workspace").rustc == []
+
+
+def test_a_damaged_state_is_passed_over(branches: Path, tmp_path: Path) -> None:
+    root = branches
+    _switch(root, "main")
+    _build(root, tmp_path)
+    for found in _states(root):
+        target = found.target
+        if subvolumes.is_subvolume(target):
+            subvolumes.set_read_only(target, False)
+        program = next(path for path in (target / "debug/deps").glob("app-*") if not path.suffix)
+        program.write_bytes(b"not what Cargo linked")
+    _switch(root, "other")
+    assert _build(root, tmp_path) == ["app", "one"]
+    assert _tells(root) == "ONE two"
+
+
+def test_a_broken_target_is_had_back(branches: Path, tmp_path: Path) -> None:
+    """Cargo's own clean build is not undone; who asks gets the last state, in one command."""
+    root = branches
+    _switch(root, "main")
+    _build(root, tmp_path)
+    for path in (root / "target/debug/deps").iterdir():
+        path.write_bytes(b"broken")
+    filesystems.remove_target(root / "target")
+    assert set(_build(root, tmp_path)) == {"app", "one", "two"}
+    filesystems.remove_target(root / "target")
+    assert cow(root, tmp_path, "prepare").status == 0
+    assert cargo(root, tmp_path, "build", "--workspace").rustc == []
+    assert _tells(root) == "one two"
+
+
+def test_what_was_not_finished_is_in_no_state(btrfs: Path, tmp_path: Path) -> None:
+    root = _project(btrfs / "main", SMALL)
+    _build(root, tmp_path)
+    git(root, "switch", "-qc", "other")
+    settle()
+    write(root, {"app/src/main.rs": "fn main() { this does not compile }\n"})
+    _mark(root, "one", "ONE")
+    git(root, "commit", "-qam", "broken")
+    assert cow(root, tmp_path, "build", "--workspace").status != 0
+    _switch(root, "main")
+    # `one` was finished on `other`, and is grafted over here; `app` was not.
+    assert _build(root, tmp_path) == []
+    assert _tells(root) == "one two"
+    _switch(root, "other")
+    settle()
+    write(root, {"app/src/main.rs": SMALL["app/src/main.rs"]})
+    assert _build(root, tmp_path) == ["app"]
+    assert _tells(root) == "ONE two"
+
+
+# -- what must not come back
+
+
+def test_what_a_script_generated_is_not_what_it_would_generate(btrfs: Path, tmp_path: Path) -> None:
+    """A script that writes into its package, where git ignores it: a switch leaves the file."""
+    files = {
+        **SMALL,
+        ".gitignore": "/target\nCargo.lock\nmade.rs\n",
+        "one/build.rs": """
+fn main() {
+    println!("cargo::rerun-if-changed=input.txt");
+    let text = std::fs::read_to_string("input.txt").unwrap();
+    std::fs::write("src/made.rs", format!("pub const MADE: &str = {:?};", text.trim())).unwrap();
+}
+""",
+        "one/input.txt": "made 1\n",
+        "one/src/lib.rs": "mod made;\npub fn mark() -> &'static str { made::MADE }\n",
+    }
+    root = _project(btrfs / "main", files)
+    _build(root, tmp_path)
+    git(root, "switch", "-qc", "other")
+    settle()
+    write(root, {"one/input.txt": "made 2\n"})
+    git(root, "commit", "-qam", "other")
+    _build(root, tmp_path)
+    for branch, said in (("main", "made 1 two"), ("other", "made 2 two")) * 2:
+        _switch(root, branch)
+        _build(root, tmp_path)
+        assert _tells(root) == said
+    # And where somebody edits what was generated, that counts, as it does for Cargo.
+    _switch(root, "main")
+    _build(root, tmp_path)
+    settle()
+    write(root, {"one/src/made.rs": 'pub const MADE: &str = "by hand";\n'})
+    _build(root, tmp_path)
+    _switch(root, "other")
+    _build(root, tmp_path)
+    assert _tells(root) == "made 2 two"
+
+
+def test_a_hidden_input_changed_before_the_way_back(btrfs: Path, tmp_path: Path) -> None:
+    root = _project(btrfs / "main", FILES)
+    _build(root, tmp_path, *ALL)
+    git(root, "switch", "-qc", "other")
+    settle()
+    write(root, {"reader/src/lib.rs": "pub fn secret() -> &'static str { hidden::read!() } // 2\n"})
+    git(root, "commit", "-qam", "other")
+    _build(root, tmp_path, *ALL)
+    settle()
+    write(root, {"reader/secret.txt": "secret 3\n"})
+    git(root, "commit", "-qam", "secret")
+    git(root, "checkout", "-q", "main")
+    git(root, "checkout", "-q", "other", "--", "reader/secret.txt")
+    # The files of `main` but for what the macro reads: the unit that `main` had is stale.
+    assert "reader" in _build(root, tmp_path, *ALL)
+    assert "secret 3" in _tells(root)
+
+
+def test_a_grafted_unit_is_held_to_what_cargo_does_not_see(btrfs: Path, tmp_path: Path) -> None:
+    root = _project(btrfs / "main", FILES)
+    _build(root, tmp_path, *ALL)
+    git(root, "switch", "-qc", "other")
+    settle()
+    write(root, {"reader/src/lib.rs": "pub fn secret() -> &'static str { hidden::read!() } // 2\n"})
+    git(root, "commit", "-qam", "other")
+    _build(root, tmp_path, *ALL)
+    _switch(root, "main")
+    assert _build(root, tmp_path, *ALL) == []
+    settle()
+    write(root, {"reader/secret.txt": "secret 4\n"})
+    assert "reader" in _build(root, tmp_path, *ALL)
+    assert "secret 4" in _tells(root)
+
+
+def test_a_unit_is_not_put_on_another_build_of_its_dependency(btrfs: Path, tmp_path: Path) -> None:
+    """``one`` was edited, edited back and rebuilt: what is live is right, and another build."""
+    root = _project(btrfs / "main", SMALL)
+    _build(root, tmp_path)
+    git(root, "switch", "-qc", "other")
+    settle()
+    write(root, {"app/src/main.rs": SMALL["app/src/main.rs"].replace("{} {}", "{}-{}")})
+    git(root, "commit", "-qam", "other")
+    assert _build(root, tmp_path) == ["app"]
+    for text in ("passing", "one"):
+        settle()
+        _mark(root, "one", text)
+        # Plain Cargo looks for no other build.
+        assert cargo(root, tmp_path, "build", "--workspace").rustc == ["app", "one"]
+    assert _build(root, tmp_path) == []
+    _switch(root, "main")
+    # The state of `main` has an `app` against its own `one`: both come, or neither.
+    assert _build(root, tmp_path) == []
+    assert _tells(root) == "one two"
+    (made,) = [
+        json.loads(path.read_text())
+        for path in (root / "target/debug/.fingerprint").glob("app-*/cow-record.json")
+    ]
+    built = dict(made["dependencies"])
+    for unit in Target(str(root / "target")).units:
+        if unit.key in built:
+            assert unit.invoked() == built[unit.key]
+
+
+# -- states as donors
+
+
+def test_a_new_worktree_is_cloned_from_the_nearest_state(branches: Path, tmp_path: Path) -> None:
+    root = branches
+    _switch(root, "main")
+    _build(root, tmp_path)
+    _commit(root, "two", "far away")
+    _build(root, tmp_path)
+    there = root.parent / "there"
+    # Here is `main`, edited; a state has what was built on `other`, and is nearest to it.
+    added = cow(root, tmp_path, "worktree", "add", str(there), "other")
+    assert added.status == 0, added.output
+    assert cargo(there, tmp_path, "build", "--workspace").rustc == []
+    assert _tells(there) == "ONE two"
+
+
+def test_the_baseline_comes_first_at_equal_distance(btrfs: Path, tmp_path: Path) -> None:
+    root = _project(btrfs / "main", SMALL)
+    _build(root, tmp_path)
+    first = snapshots.create_state("first", root)
+    snapshots.create_state("second", root)
+    snapshots.promote_snapshot("first", root)
+    there = root.parent / "there"
+    git(root, "worktree", "add", "-q", str(there))
+    report = json.loads(cow(there, tmp_path, "prepare", "--format", "json").output)
+    assert report["donor"] == str(first.path)
+
+
+def test_a_branch_off_an_old_baseline_compiles_only_what_drifted(
+    btrfs: Path, tmp_path: Path
+) -> None:
+    root = _project(btrfs / "main", SMALL)
+    _build(root, tmp_path)
+    snapshots.create_state("green", root)
+    snapshots.promote_snapshot("green", root)
+    for number in range(10):
+        _commit(root, "one", f"one{number}")
+    filesystems.remove_target(root / "target")
+    there = root.parent / "there"
+    git(root, "worktree", "add", "-q", str(there))
+    assert cow(there, tmp_path, "prepare").status == 0
+    assert cargo(there, tmp_path, "build", "--workspace").rustc == ["app", "one"]
+    assert _tells(there) == "one9 two"
+
+
+def test_another_checkout_gives_what_it_has_built(btrfs: Path, tmp_path: Path) -> None:
+    root = _project(btrfs / "main", SMALL)
+    _build(root, tmp_path)
+    there = root.parent / "there"
+    cow(root, tmp_path, "worktree", "add", "-b", "other", str(there))
+    _commit(there, "one", "ONE")
+    assert _build(there, tmp_path) == ["app", "one"]
+    settle()
+    git(root, "merge", "-q", "--ff-only", "other")
+    # Built there with plain Cargo's own records; here nobody ever compiled it.
+    assert _build(root, tmp_path) == []
+    assert _tells(root) == "ONE two"

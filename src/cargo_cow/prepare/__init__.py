@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow import filesystems
 from cargo_cow.cargo.lock import build_lock
@@ -21,10 +21,9 @@ from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import CloneReport
 from cargo_cow.filesystems.failures import translated
-from cargo_cow.prepare import donors, grafting, identity, proof, record, stamp, unchanged
+from cargo_cow.prepare import donors, identity, proof, record, stamp, unchanged
 from cargo_cow.prepare.capture import Capture, Capturer
 from cargo_cow.prepare.contents import Contents
-from cargo_cow.prepare.grafting import Grafted, GraftPlan, Taking
 from cargo_cow.prepare.identity import Identity, Seen
 from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place, place_of
@@ -32,6 +31,10 @@ from cargo_cow.prepare.proof import Plan
 from cargo_cow.prepare.record import Record
 from cargo_cow.prepare.sources import Source
 from cargo_cow.prepare.stamp import Applied
+
+if TYPE_CHECKING:
+    # Loaded where something has to be built again: a build with nothing to do pays for none of it.
+    from cargo_cow.prepare.grafting import Grafted, GraftPlan, Taking
 
 _MEMO = ".cargo-cow/contents.json"
 _PREPARED = ".cargo-cow/prepared.json"
@@ -129,13 +132,19 @@ def look(workspace: Workspace, place: Place, *, wait: bool = True) -> Look | Non
         started = time.monotonic()
         proven = proof.Proof(target, place, contents, packages, False, {})
         plan = proven.plan()
-        missing = grafting.wanted(plan.verdicts, proven)
+        missing: tuple[str, ...] = ()
+        if plan.count("unproven") or plan.count("dirty"):
+            from cargo_cow.prepare import grafting
+
+            missing = grafting.wanted(plan.verdicts, proven)
         seconds = {"prove": time.monotonic() - started}
         return Look(place, target, t0, contents, packages, plan, missing, seconds)
 
 
 def grafts_for(found: Look, sources: Sequence[Source]) -> GraftPlan:
     """What to take from ``sources`` (nearest first) into the target in place.  Touches nothing."""
+    from cargo_cow.prepare import grafting
+
     started = time.monotonic()
     with translated("preparing", Path(found.place.build_dir)):
         wanted = grafting.plan(
@@ -179,9 +188,9 @@ def _settled(
 ) -> Report:
     place, plan, seconds = found.place, found.plan, found.seconds
     takings = grafts.takings if grafts is not None else ()
-    done = Grafted(frozenset(), 0, ())
+    done: Grafted | None = None
     if not dry_run:
-        grafting.sweep(Path(place.build_dir))
+        _sweep(Path(place.build_dir))
     if dry_run or (plan.changes_nothing and not takings):
         if not dry_run:
             found.contents.save()
@@ -196,21 +205,33 @@ def _settled(
         if takings:
             done = _graft(found, target, takings)
             target = Target(place.build_dir)
+        keys: frozenset[str] = frozenset() if done is None else done.keys
         plan = proof.prove(
-            target, place, found.contents, found.packages, cloned=False, grafted=done.keys
+            target, place, found.contents, found.packages, cloned=False, grafted=keys
         )
         applied = stamp.apply(plan, found.t0, found.contents)
     seconds["apply"] = time.monotonic() - started - seconds.get("graft", 0.0)
     found.contents.save()
-    for note in done.notes:
+    notes = () if done is None else done.notes
+    for note in notes:
         say(note)
-    return Report(
-        "in place", None, plan, applied, None, (), seconds, done.notes, grafted=len(done.keys)
-    )
+    return Report("in place", None, plan, applied, None, (), seconds, notes, grafted=len(keys))
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a killed graft left aside in ``target``."""
+    try:
+        names = os.listdir(target / ".cargo-cow")
+    except OSError:
+        return
+    if any(name.startswith(".graft.") for name in names):
+        filesystems.remove_stale(target / ".cargo-cow", "graft")
 
 
 def _graft(found: Look, now: Target, takings: Sequence[Taking]) -> Grafted:
     """Carry out a plan for the target that `look` found, or a new one if it has changed since."""
+    from cargo_cow.prepare import grafting
+
     started = time.monotonic()
     if _builds(now) != _builds(found.target):
         place, contents, packages = found.place, found.contents, found.packages
@@ -413,13 +434,15 @@ def clone_for(
         packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
         target = Target(str(temporary))
         plan = proof.prove(target, place, contents, packages, cloned=True)
-        grafted = Grafted(frozenset(), 0, ())
+        grafted = 0
         if sources and (plan.count("unproven") or plan.count("dirty")):
+            from cargo_cow.prepare import grafting
+
             started_grafting = time.monotonic()
             wanted = grafting.plan(target, place, contents, packages, plan, sources, cloned=True)
-            grafted = grafting.act(temporary, wanted.takings, t0)
+            grafted = len(grafting.act(temporary, wanted.takings, t0).keys)
             seconds["graft"] = time.monotonic() - started_grafting
-            if grafted.keys:
+            if grafted:
                 target = Target(str(temporary))
                 plan = proof.prove(target, place, contents, packages, cloned=True)
         seconds["prove"] = time.monotonic() - started - seconds.get("graft", 0.0)
@@ -432,7 +455,7 @@ def clone_for(
     except BaseException:
         filesystems.remove_target(temporary)
         raise
-    return Fitted(temporary, clone, plan, applied, len(grafted.keys))
+    return Fitted(temporary, clone, plan, applied, grafted)
 
 
 def _publish(temporary: Path, destination: Path) -> None:

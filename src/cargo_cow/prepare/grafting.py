@@ -266,7 +266,27 @@ class _Offering:
             reason = self.proof.own_reason(unit, made)
         except UnknownFormat:
             return None
-        return None if reason is not None else Build(invoked, made.dependencies)
+        if reason is not None or (unit.is_script_run and self._may_write(key)):
+            return None
+        return Build(invoked, made.dependencies)
+
+    def _may_write(self, key: str) -> bool:
+        """Whether a script's run left something beside OUT_DIR that is not there any more.
+
+        A switch leaves what git ignores as the last run made it.  Told by the units of the package
+        that were built after it; where there is none, nothing is known.
+        """
+        package = self.proof.units[key].package
+        known = False
+        for unit in self.target.units:
+            if unit.package != package or unit.is_script_run or unit.is_documentation:
+                continue
+            made = self.proof.record(unit.key)
+            if made is not None and any(name == key for name, _ in made.dependencies):
+                known = True
+                if self.proof.written(made) is not None:
+                    return True
+        return not known
 
     def _torn(self, unit: Unit) -> bool:
         """Whether a state may hold only part of a unit: it was being built when it was taken."""
@@ -549,7 +569,7 @@ def act(target: Path, takings: Sequence[Taking], t0: int) -> Grafted:
         aside.mkdir(exist_ok=True)
     except OSError as error:
         return Grafted(frozenset(), 0, (f"nothing can be grafted into {target}: {error}",))
-    sweep(target)
+    filesystems.remove_stale(aside, _NAME)
     for taking in takings:
         staged = filesystems.temporary_sibling(aside / _NAME)
         try:
@@ -571,17 +591,6 @@ def act(target: Path, takings: Sequence[Taking], t0: int) -> Grafted:
             with contextlib.suppress(CowError):  # swept up by the next one
                 filesystems.remove_target(staged)
     return Grafted(frozenset(keys), files, tuple(notes))
-
-
-def sweep(target: Path) -> None:
-    """Remove what a killed graft left aside in ``target``."""
-    try:
-        with os.scandir(target / _ASIDE) as entries:
-            left = any(entry.name.startswith(f".{_NAME}.") for entry in entries)
-    except OSError:
-        return
-    if left:
-        filesystems.remove_stale(target / _ASIDE, _NAME)
 
 
 def _still(taking: Taking) -> Taking:

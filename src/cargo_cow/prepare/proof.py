@@ -51,6 +51,8 @@ _TEXTS = {
     "environment": "it was compiled with {}, which differs here",
     "out-dir": "its outputs hold OUT_DIR of the place it was compiled at",
     "written": "its script writes {}, which is not what it was",
+    "written-unknown": "its script may have written files that are not here: nothing built after "
+    "it is recorded",
     "script-path": "the script's output or generated files hold a path of the place it ran at",
     "git": "its script asks git, which told of {}",
     "macro-path": "it expands {}, and its outputs hold a path of the place it was compiled at",
@@ -455,32 +457,70 @@ class Proof:
         """Scripts that write into their package run again where what they wrote is not as it was.
 
         Such a file is no declared input, and git ignores it, so that a new checkout has none: the
-        script's run alone can make it.
+        script's run alone can make it.  Elsewhere than where it ran, a script of whose package no
+        other unit is recorded may have written anything.
         """
+        told: set[str] = set()
         for key in list(self.order):
             verdict, made = self.verdicts[key], self.record(key)
+            if made is not None:
+                told.update(name for name, _ in made.dependencies if self.is_own_script(key, name))
             reason = verdict.reason
             if made is None or reason is None or reason.code not in ("missing", "content"):
+                continue
+            if not any(self.is_own_script(key, dependency) for dependency, _ in made.dependencies):
+                continue
+            different = self.written(made)
+            if different is None:
                 continue
             scripts = [
                 dependency
                 for dependency, _ in made.dependencies
-                if dependency in self.units
-                and self.units[dependency].is_script_run
-                and self.units[dependency].package == self.units[key].package
+                if self.is_own_script(key, dependency)
             ]
-            if scripts and self.is_ignored(reason.subject):
-                for script in scripts:
-                    self.verdicts[script] = Verdict(
-                        script, "unproven", Reason("written", reason.subject)
-                    )
+            for script in scripts:
+                self.verdicts[script] = Verdict(script, "unproven", Reason("written", different))
+        for key in self.order:
+            made = self.record(key)
+            if (
+                self.units[key].is_script_run
+                and key not in told
+                and (self.cloned or key in self.grafted)
+                and self.verdicts[key].status == "proven"
+                and made is not None
+                and self.is_local(made)
+            ):
+                self.verdicts[key] = Verdict(key, "unproven", Reason("written-unknown"))
 
-    def is_ignored(self, path: str) -> bool:
+    def is_own_script(self, key: str, dependency: str) -> bool:
+        """Whether a dependency is the run of the package's own script."""
+        script = self.units.get(dependency)
+        return (
+            script is not None
+            and script.is_script_run
+            and script.package == self.units[key].package
+        )
+
+    def written(self, made: Record) -> str | None:
+        """An input that is missing or differs, and that git ignores: a script's work, then.
+
+        There may be other differences before it.
+        """
+        different = []
+        for wanted in made.inputs:
+            path = self.here(made, wanted.base, wanted.path)
+            if below(path, self.place.checkout) and self.contents.file(path) != wanted.digest:
+                different.append(path)
+        if not different:
+            return None
         try:
-            answer = git.call(["check-ignore", "-q", "--", path], Path(self.place.checkout))
+            answer = git.call(["check-ignore", "--", *different], Path(self.place.checkout))
         except GitFailed:
-            return True  # no git: nothing says that somebody else keeps the file
-        return answer.status == 0
+            return different[0]  # no git: nothing says that somebody else keeps the file
+        if answer.status == 1:
+            return None
+        ignored = os.fsdecode(answer.output.split(b"\n")[0])  # odd names are quoted
+        return ignored if ignored in different else different[0]
 
     def plan(self) -> Plan:
         for unit in self.target.units:
