@@ -243,6 +243,24 @@ def test_a_wrong_setting_does_not_keep_a_build(tiny: Path, tmp_path: Path) -> No
     assert output.count("warning: states are not pruned") == 1
 
 
+def test_after_a_bisect_the_branch_is_still_there(tiny: Path, tmp_path: Path) -> None:
+    """Each step keeps what it replaces; what the branch had is not driven out by that."""
+    git(tiny, "config", "cargo-cow.keepLast", "2")
+    for number in range(12):
+        (tiny / "src/text").write_text(f"text {number}")
+        git(tiny, "commit", "-qam", f"{number}")
+    built(tiny, tmp_path)
+    git(tiny, "bisect", "start", "HEAD", "HEAD~12")
+    for _ in range(3):
+        settle()
+        assert cow(tiny, tmp_path, "build").rustc == ["tiny"]
+        git(tiny, "bisect", "bad")
+    assert len([entry for entry in _states(tiny) if entry.branch is None]) <= 2
+    git(tiny, "bisect", "reset")
+    settle()
+    assert cow(tiny, tmp_path, "build").rustc == []
+
+
 # -- beside other targets
 
 

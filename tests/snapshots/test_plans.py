@@ -263,3 +263,14 @@ def test_marks() -> None:
     for wrong in ("101%", "%", "-1%", ""):
         with pytest.raises(UsageError):
             parse_mark(wrong)
+
+
+def test_the_newest_of_each_branch_outlasts_a_bisect() -> None:
+    entries = [
+        _state(1),
+        _state(2, branch="topic"),
+        _state(3),
+        *(_state(number, branch=None) for number in range(4, 12)),
+    ]
+    assert _going(decide(Policy(keep_last=4), entries, Facts(99.0))) == [1, 4, 5, 6, 7, 8, 9]
+    assert _going(decide(Policy(keep_last=1), entries, Facts(99.0))) == [1, 2, *range(4, 12)]

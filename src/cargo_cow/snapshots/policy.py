@@ -36,11 +36,12 @@ class Space(NamedTuple):
 class Policy(NamedTuple):
     """What may go.  The baseline never does.
 
-    ``keep_last``: the newest that many automatic states stay; ``keep_newer_than``: those younger
-    than so many seconds stay; where both are given, either is enough.  ``keep_named``: states with
-    a name stay.  ``drop_deleted`` and ``drop_merged``: states of branches that are gone, or merged
-    into ``merged_into`` (default: the branch of the main checkout), go whatever their age, names
-    and baseline excepted; so do, with ``drop_vanished``, those taken in a worktree that is gone.
+    ``keep_last``: the newest that many automatic states stay, the newest of each branch before
+    older ones; ``keep_newer_than``: those younger than so many seconds stay; where both are given,
+    either is enough.  ``keep_named``: states with a name stay.  ``drop_deleted`` and
+    ``drop_merged``: states of branches that are gone, or merged into ``merged_into`` (default: what
+    the main checkout is at), go whatever their age, names and baseline excepted; so do, with
+    ``drop_vanished``, those taken in a worktree that is gone.
     ``budget``: then the oldest go until the states use no more bytes of disk than this by
     themselves; ``min_free``: and until so much of each filesystem would be free.
     """

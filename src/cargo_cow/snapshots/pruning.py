@@ -87,9 +87,9 @@ def decide(
     ``min_free``."""
     ordered = sorted(entries, key=lambda entry: entry.id)
     automatic = [
-        entry.id for entry in ordered if isinstance(entry, State) and not _protected(policy, entry)
+        entry for entry in ordered if isinstance(entry, State) and not _protected(policy, entry)
     ]
-    last = frozenset(automatic[-policy.keep_last :] if policy.keep_last else ())
+    last = frozenset(_by_rank(automatic)[: policy.keep_last or 0])
     decisions = [_decide(policy, entry, facts, last) for entry in ordered]
     if policy.budget is not None:
         assert sharing is not None
@@ -104,6 +104,20 @@ def decide(
         freed = sharing.freed(decision.entry.id for decision in decisions if decision.goes)
         kept = sharing.freed(decision.entry.id for decision in decisions) - freed
     return Plan(tuple(decisions), freed, kept, sharing is None or sharing.exact)
+
+
+def _by_rank(automatic: Sequence[State]) -> list[str]:
+    """Ids of states (oldest first), those first that should stay longest: the newest of each
+    branch, then all others by age.  A bisect leaves a dozen states of commits without a branch, and
+    would else drive out the one that is wanted at its end.
+    """
+    newest_first = list(reversed(automatic))
+    heads: dict[str, str] = {}
+    for entry in newest_first:
+        if entry.branch is not None:
+            heads.setdefault(entry.branch, entry.id)
+    first = list(heads.values())
+    return first + [entry.id for entry in newest_first if entry.id not in first]
 
 
 def _protected(policy: Policy, state: State) -> bool:

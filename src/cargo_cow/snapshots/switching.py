@@ -108,7 +108,7 @@ def _known(project: Project, place: Place) -> list[tuple[State, Units | None]]:
     """The usable states, newest first, and what is in each."""
     return [
         (entry, states.read_units(entry))
-        for _, entry in reversed(storing.everything(project, Path(place.build_dir)))
+        for _, entry in reversed(storing.everything(project, Path(place.build_dir), near=True))
         if isinstance(entry, State)
     ]
 
