@@ -466,3 +466,92 @@ def test_place_knows_its_git_directories(main: Path, tmp_path: Path) -> None:
     assert place.git_dir == git(there, "rev-parse", "--absolute-git-dir")
     assert place.common_dir == str(main / ".git")
     assert identity.seen_by(place) == Seen(str(main), str(main / "target"))
+
+
+# --- never confused --------------------------------------------------------------------------
+
+SUSPICIOUS = {
+    "Cargo.toml": '[workspace]\nmembers = ["util", "app"]\nresolver = "2"\n',
+    "util/Cargo.toml": '[package]\nname = "util"\nversion = "0.1.0"\nedition = "2021"\n',
+    "util/src/lib.rs": (
+        "#[track_caller]\npub fn place() -> String { std::panic::Location::caller().to_string() }\n"
+        "pub fn number(x: u32) -> u32 { x + 1 }\n"
+    ),
+    "app/Cargo.toml": (
+        '[package]\nname = "app"\nversion = "0.1.0"\nedition = "2021"\n'
+        '[dependencies]\nutil = { path = "../util" }\n'
+    ),
+    "app/build.rs": (
+        'fn main() {\n    println!("cargo::rerun-if-changed=build.rs");\n'
+        '    let out = std::env::var("OUT_DIR").unwrap();\n'
+        '    std::fs::write(format!("{out}/gen.rs"), "pub fn made() -> u32 { 1 }").unwrap();\n'
+        '    std::fs::write(format!("{out}/data.txt"), "data").unwrap();\n}\n'
+    ),
+    "app/src/main.rs": (
+        'include!(concat!(env!("OUT_DIR"), "/gen.rs"));\n'
+        'fn main() { println!("{} {}", made(), util::number(0)); }\n'
+    ),
+    "app/tests/files.rs": (
+        "use std::path::Path;\n"
+        'const ROOT: &str = env!("CARGO_MANIFEST_DIR");\n'
+        "#[test]\nfn opens_its_own_files() {\n"
+        '    assert!(Path::new(ROOT).join("tests/files.rs").exists());\n'
+        '    let data = std::fs::read_to_string(concat!(env!("OUT_DIR"), "/data.txt"));\n'
+        '    assert_eq!(data.unwrap(), "data");\n'
+        "    // As snapshot tests find their files: the package's root, and where the call is.\n"
+        "    let mut above = Path::new(ROOT).ancestors();\n"
+        "    let workspace = above.find(|p| p.join(file!()).exists()).unwrap();\n"
+        '    assert!(workspace.join("util/src/lib.rs").exists());\n'
+        '    assert_eq!(util::place(), format!("{}:{}:{}", file!(), line!(), 16));\n'
+        "}\n"
+        "#[test]\nfn runs_its_own_program() {\n"
+        '    let path = env!("CARGO_BIN_EXE_app");\n'
+        "    assert!(path.starts_with(Path::new(ROOT).parent().unwrap().to_str().unwrap()));\n"
+        "    let said = std::process::Command::new(path).output().unwrap().stdout;\n"
+        '    assert_eq!(String::from_utf8(said).unwrap(), "1 1\\n");\n'
+        "}\n"
+        "#[test]\nfn panics_here() {\n"
+        "    std::panic::set_hook(Box::new(|info| {\n"
+        '        assert_eq!(info.location().unwrap().file(), "app/tests/files.rs");\n'
+        "    }));\n"
+        "    assert!(std::panic::catch_unwind(|| panic!()).is_err());\n"
+        "}\n"
+    ),
+}
+
+
+@pytest.mark.usefixtures("_namespaces")
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_built_needs_nothing_of_the_main_checkout(tmp_path: Path, inside: bool) -> None:
+    main = repository(tmp_path / "main", SUSPICIOUS)
+    no_debug = {"CARGO_PROFILE_DEV_DEBUG": "0", "CARGO_PROFILE_TEST_DEBUG": "0"}
+    assert cargo(main, tmp_path, "test", "--no-run", **no_debug).status == 0
+    settle()
+    there = _add(main, main / ".trees/there" if inside else tmp_path / "there", tmp_path)
+    text = (there / "util/src/lib.rs").read_text()
+    (there / "util/src/lib.rs").write_text(text.replace("x + 1", "x + 2 - 1"))
+    log = tmp_path / "log"
+    built = cow(there, tmp_path, "test", "--no-run", CARGO_COW_LOG=str(log), **no_debug)
+    assert built.status == 0, built.output
+    # util and its tests, app, its tests and the integration test
+    assert log.read_text().count("identity: ran") == 5
+    programs = [
+        path
+        for path in (there / "target/debug/deps").iterdir()
+        if os.access(path, os.X_OK) and path.suffix == "" and path.is_file()
+    ]
+    assert len(programs) == 4
+    elsewhere = os.fsencode(main)
+    for path in programs:
+        at = -1
+        data = path.read_bytes()
+        while (at := data.find(elsewhere, at + 1)) >= 0:
+            assert data[at:].startswith(os.fsencode(there)), (path, data[at : at + 99])
+    moved = main if inside else main.rename(tmp_path / "away")
+    for name in () if not inside else ("util", "app", "target", "Cargo.toml"):
+        (moved / name).rename(tmp_path / name)
+    for path in programs:
+        done = subprocess.run(
+            [path], cwd=there / "app", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
