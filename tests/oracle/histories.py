@@ -202,7 +202,8 @@ class World:
             names[:] = [
                 n
                 for n in names
-                if n not in (".git", ".worktrees") and str(Path(directory, n)) not in skipped
+                if n not in (".git", ".worktrees", ".cargo-cow")
+                and str(Path(directory, n)) not in skipped
             ]
             for file in files:
                 path = Path(directory, file)

@@ -302,6 +302,21 @@ def test_a_worktree_that_was_built_where_it_is_stays_there(main: Path, tmp_path:
     assert not _first_edit_is_incremental(other, _by_cargo(tmp_path, CARGO_COW_IDENTITY="off"))
 
 
+def test_where_plain_cargo_compiles_without_the_shim_too(main: Path, tmp_path: Path) -> None:
+    """At two paths in turn, each compile would lose what the one before it made."""
+    there = _add(main, tmp_path / "there", tmp_path)
+    assert _first_edit_is_incremental(there, _by_cow(tmp_path))
+    assert cow(there, tmp_path, "build").status == 0
+    assert _identity(there) == str(main)
+    plain = lambda where: cargo(where, tmp_path, "build")  # noqa: E731
+    assert not _first_edit_is_incremental(there, plain, number=8)
+    assert cow(there, tmp_path, "build").status == 0
+    assert _first_edit_is_incremental(there, _by_cow(tmp_path), number=9)
+    assert _wish(there) is None
+    assert _first_edit_is_incremental(there, plain, number=10)
+    assert "plain Cargo compiles here" not in cow(main, tmp_path, "status", "--no-sizes").output
+
+
 def test_a_worktree_that_moves_keeps_its_state(main: Path, tmp_path: Path) -> None:
     there = _add(main, tmp_path / "there", tmp_path)
     moved = tmp_path / "moved"

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cargo_cow.prepare.grafting import Grafted, GraftPlan, Taking
 
 _MEMO = ".cargo-cow/contents.json"
-_PREPARED = ".cargo-cow/prepared.json"
+_PREPARED = identity.PREPARED
 
 
 class Report(NamedTuple):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cargo_cow import git
-from cargo_cow.cargo.target import profile_directories
+from cargo_cow.cargo.target import Target, mtime, profile_directories
 from cargo_cow.errors import CowError
 from cargo_cow.prepare.place import FIXED_PATH, Place, below
 
@@ -28,6 +28,7 @@ SWITCH = "CARGO_COW_IDENTITY"
 
 FORMAT = 1
 NOTE = ".cargo-cow/seen.json"
+PREPARED = ".cargo-cow/prepared.json"
 FILE = "cargo-cow/identity.json"
 OWN = "cargo-cow/seen/checkout"
 """Below the common git directory: an empty directory that a checkout can be bound at."""
@@ -206,6 +207,9 @@ def plan(place: Place) -> Identity:
         noted = seen_by(place)
         if noted == here:
             return Identity(here, here, "its target was built here", (), file)
+        if _compiled_plainly(place):
+            reason = "plain Cargo compiles here as well, without the shim: cargo cow init"
+            return Identity(here, here, reason, (), file)
         inherited = [(noted, "its target was built there")]
     else:
         inherited = []
@@ -247,6 +251,34 @@ def _moved(here: Seen, checkout: str) -> str:
     """The build directory of ``here`` as it is called where the checkout is called ``checkout``."""
     inside = below(here.build_dir, here.checkout)
     return here.build_dir if inside is None else os.path.join(checkout, inside)
+
+
+def _compiled_plainly(place: Place) -> bool:
+    """Whether something was compiled here without the shim, which is not installed.
+
+    At two paths in turn every compile would lose the state of the one before.
+    """
+    from cargo_cow.cargo import configuration
+    from cargo_cow.prepare import record
+
+    try:
+        wrapper = configuration.effective_wrapper(Path(place.workspace))
+    except CowError:
+        return False
+    if wrapper is not None:
+        return False
+    cloned = mtime(f"{place.build_dir}/{PREPARED}") or 0
+    for unit in Target(place.build_dir).units:
+        if unit.is_script_run or unit.is_documentation or (unit.invoked() or 0) < cloned:
+            continue
+        made = record.load(unit)
+        if made is None or not made.inputs or made.settled_checkout is not None:
+            continue
+        # Without a dep-info by its name a unit cannot be observed.
+        known = unit.makefile() is None or record.load_observation(unit) is not None
+        if made.checkout == place.checkout and not known:
+            return True
+    return False
 
 
 def _is_directory(path: str) -> bool:
