@@ -525,7 +525,9 @@ def test_dep_info_that_cannot_be_restored_means_a_compile_at_the_real_path(
 # --- without privileges -----------------------------------------------------------------------
 
 
-def _open(shim: Path, unprivileged: Callable[..., Any]) -> tuple[Worktree, Path]:
+def _open(
+    shim: Path, unprivileged: Callable[..., Any], place: str = "work space"
+) -> tuple[Worktree, Path]:
     """A worktree of nobody's, and where it lies."""
     import tempfile
 
@@ -534,7 +536,7 @@ def _open(shim: Path, unprivileged: Callable[..., Any]) -> tuple[Worktree, Path]
     own = base / "shim"
     shutil.copy(shim, own)
     own.chmod(0o755)
-    return unprivileged(functools.partial(_worktree, own, base)), base
+    return unprivileged(functools.partial(_worktree, own, base, place)), base
 
 
 def _called(worktree: Worktree, does: str) -> tuple[int, bytes, bytes]:
@@ -542,10 +544,11 @@ def _called(worktree: Worktree, does: str) -> tuple[int, bytes, bytes]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_without_root(native_program: Path, unprivileged: Callable[..., Any]) -> None:
-    worktree, base = _open(native_program, unprivileged)
+@pytest.mark.parametrize("place", ["work space", "main one/.trees/work space"])
+def test_without_root(native_program: Path, unprivileged: Callable[..., Any], place: str) -> None:
+    worktree, base = _open(native_program, unprivileged, place)
     try:
-        does = "pwd; id -u; echo > made; git rev-parse HEAD"
+        does = 'pwd; id -u; echo > "$CARGO_MANIFEST_DIR/made"; git rev-parse HEAD'
         code, out, _ = unprivileged(_called, worktree, does)
         user = unprivileged(os.geteuid)
         where, seen, head = out.decode().splitlines()

@@ -449,6 +449,9 @@ def test_uninstall_and_removal_take_it_away(main: Path, tmp_path: Path) -> None:
 
 def test_it_is_told(main: Path, tmp_path: Path) -> None:
     there = _add(main, tmp_path / "there", tmp_path)
+    log = tmp_path / "log"
+    assert cow(there, tmp_path, "prepare", CARGO_COW_LOG=str(log)).status == 0
+    assert f"identity of {there}: {main} (its target was built there)" in log.read_text()
     status = cow(there, tmp_path, "status", "--no-sizes")
     assert f"{main} (its target was built there)" in status.output
     value = json.loads(cow(there, tmp_path, "prepare", "--format", "json").output)

@@ -297,7 +297,14 @@ def settle(place: Place) -> Identity:
 
     Where nothing can be written, the checkout has none: that is right, and slower.
     """
-    found = plan(place)
+    found = _written(plan(place), place)
+    if log := os.environ.get("CARGO_COW_LOG"):
+        with contextlib.suppress(OSError), open(log, "a", errors="surrogateescape") as file:
+            file.write(f"cargo-cow {os.getpid()}: identity of {place.checkout}: {found}\n")
+    return found
+
+
+def _written(found: Identity, place: Place) -> Identity:
     if found.file is None:
         return found
     try:
