@@ -1,7 +1,8 @@
 """What every test gets: a scrubbed environment; and what many ask for: real filesystems.
 
 ``btrfs``, ``xfs`` and ``ext4`` give a fresh directory on a loop image that the session shares;
-``any_filesystem`` gives each of them in turn.  ``unprivileged`` runs a function as nobody.
+``any_filesystem`` gives each of them in turn, ``zfs`` a dataset in a pool in a file.
+``unprivileged`` runs a function as nobody.
 
 A capability that is missing skips the test, with the reason; under ``CI=true`` it is a failure,
 because there it was promised.
@@ -68,8 +69,9 @@ _KEPT = (
     "CARGO_REGISTRIES_",
     "CARGO_REGISTRY_",
     "CARGO_SOURCE_",
-    # How long the oracle may run.
+    # How long the oracle and the long-lived store may run.
     "COW_ORACLE_",
+    "COW_CYCLES",
 )
 
 
@@ -164,6 +166,7 @@ class _Room:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=_ROOM_PREFIX)).resolve()
         self.path.chmod(0o755)
+        self._zfs: _SharedZfs | None = None
         self._lock = (self.path / "lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
@@ -211,11 +214,104 @@ class _Room:
         image, point = self.path / f"{name}.img", self.path / name
         _take_down(self.path, point, image)
 
+    def make_pool(self) -> Path:
+        """Make a ZFS pool in a file, with the kernel's ZFS or else a zfs-fuse of our own; its
+        mount point."""
+        if os.geteuid() != 0:
+            missing("pools need root")
+        for program in ("zfs", "zpool"):
+            if shutil.which(program, path=_TOOL_PATH) is None:
+                missing(f"{program} is not installed")
+        image, point = self.path / "zfs.pool", self.path / "zfs"
+        with image.open("xb") as file:
+            file.truncate(2 * _GIB)
+        self._zfs = _SharedZfs()
+        name = f"cow-{os.urandom(4).hex()}"
+        (self.path / "pool").write_text(name)
+        _run("zpool", "create", "-o", "cachefile=none", "-m", str(point), name, str(image))
+        return point
+
+    def drop_pool(self) -> None:
+        """Destroy the pool, and end the zfs-fuse that was started for it."""
+        _drop_pool(self.path)
+        if self._zfs is not None:
+            self._zfs.close()
+
     def close(self) -> None:
+        self.drop_pool()
         for image in self.path.glob("*.img"):
             self.drop(image.stem)
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
+
+
+def _answers(*command: str) -> bool:
+    try:
+        _run(*command)
+    except OSError:
+        return False
+    return True
+
+
+class _SharedZfs:
+    """The kernel's ZFS, or else a zfs-fuse, of which there is one: sessions share it, and the last
+    of them ends it, if it was one of them that started it."""
+
+    def __init__(self) -> None:
+        place = Path(tempfile.gettempdir()).resolve()
+        self._noted = place / f"{_ROOM_PREFIX}zfs-fuse.pid"
+        self._lock = (place / f"{_ROOM_PREFIX}zfs-fuse.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if not _answers("zpool", "list"):
+                self._start()
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _start(self) -> None:
+        program = shutil.which("zfs-fuse", path=_TOOL_PATH)
+        if program is None:
+            missing("neither the kernel's ZFS nor zfs-fuse is there")
+        self._noted.unlink(missing_ok=True)  # it would not start with that there
+        command = [program, "--no-kstat-mount", "--pidfile", str(self._noted)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        until = time.monotonic() + 20
+        while not _answers("zpool", "list"):
+            if time.monotonic() > until:
+                missing(f"zfs-fuse does not run: {done.stdout}{done.stderr}")
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        with self._lock:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                number = int(self._noted.read_text())
+            except (OSError, ValueError):
+                return  # others use it, or nobody here has started it
+            running = Path(f"/proc/{number}/comm")
+            if running.exists() and running.read_text().strip() == "zfs-fuse":
+                os.kill(number, signal.SIGTERM)
+                until = time.monotonic() + 20
+                while running.exists() and time.monotonic() < until:
+                    time.sleep(0.05)
+            self._noted.unlink()
+
+
+def _drop_pool(room: Path) -> None:
+    noted = room / "pool"
+    if noted.exists():
+        name = noted.read_text()
+        until = time.monotonic() + 10
+        while _answers("zpool", "list", name) and not _answers("zpool", "destroy", "-f", name):
+            if time.monotonic() > until:
+                break
+            time.sleep(0.1)
+        noted.unlink()
+    for mounted in reversed(_mounts_below(room)):
+        if mounted == f"{room}/zfs" or mounted.startswith(f"{room}/zfs/"):
+            _run("umount", "--lazy", mounted)
 
 
 def _take_down(room: Path, point: Path, image: Path) -> None:
@@ -245,6 +341,7 @@ def _sweep() -> None:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
+            _drop_pool(room)
             for image in room.glob("*.img"):
                 _take_down(room, room / image.stem, image)
             shutil.rmtree(room, ignore_errors=True)
@@ -278,6 +375,12 @@ def ext4_mount(_room: _Room) -> Path:
     return _room.make("ext4", 4 * _GIB, "ext4")
 
 
+@pytest.fixture(scope="session")
+def zfs_mount(_room: _Room) -> Path:
+    """Mount point of the session's ZFS pool (2 GiB), of which it is the only dataset."""
+    return _room.make_pool()
+
+
 def _fresh(mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)[:60]
     directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=mount))
@@ -303,6 +406,21 @@ def xfs(xfs_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 def ext4(ext4_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A fresh directory on a real ext4: no reflinks, the negative control."""
     yield from _fresh(ext4_mount, request)
+
+
+@pytest.fixture
+def zfs(zfs_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A dataset of the test's own in a real ZFS pool."""
+    pool = (zfs_mount.parent / "pool").read_text()
+    name = f"{pool}/{os.urandom(4).hex()}"
+    _run("zfs", "create", name)
+    yield zfs_mount / name.rpartition("/")[2]
+    until = time.monotonic() + 10
+    # Clones of one test refer to each other only, so -R ends at this dataset.
+    while not _answers("zfs", "destroy", "-R", name) and time.monotonic() < until:
+        for line in _run("zfs", "list", "-H", "-r", "-t", "snapshot", "-o", "name", name).split():
+            _answers("zfs", "release", "cargo-cow", line)
+        time.sleep(0.1)
 
 
 @pytest.fixture(params=["btrfs", "xfs", "ext4"])

@@ -72,6 +72,7 @@ def command(
 _VERBS = {
     "set-wrapper": ("set", "would set"),
     "mark-built": ("marked", "would mark"),
+    "make-container": ("made a container in", "would make a container in"),
     "convert-target": ("converted", "would convert"),
     "take-back": ("restored", "would restore"),
     "take-out": ("taken out", "would take out"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cargo_cow.filesystems.clocks import GRANULE_NS, clock, granule
     from cargo_cow.filesystems.cloning import (
         CloneReport,
+        can_snapshot,
         clone_parts,
         clone_target,
         convert,
@@ -43,6 +44,7 @@ __all__ = [
     "Capabilities",
     "CloneReport",
     "Usage",
+    "can_snapshot",
     "clock",
     "clone_parts",
     "clone_target",
@@ -64,7 +66,14 @@ __all__ = [
 
 _HOME = {
     "clocks": ("GRANULE_NS", "clock", "granule"),
-    "cloning": ("CloneReport", "clone_parts", "clone_target", "convert", "create_target"),
+    "cloning": (
+        "CloneReport",
+        "can_snapshot",
+        "clone_parts",
+        "clone_target",
+        "convert",
+        "create_target",
+    ),
     "extents": ("Usage", "usage"),
     "probing": ("Capabilities", "probe"),
     "removal": ("remove_stale", "remove_target"),

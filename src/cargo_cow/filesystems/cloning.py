@@ -13,10 +13,10 @@ import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cargo_cow.errors import CowError, FilesystemFailed, TargetUnusable
-from cargo_cow.filesystems import btrfs, renaming, syscalls, temporaries
+from cargo_cow.filesystems import btrfs, renaming, syscalls, temporaries, zfs
 from cargo_cow.filesystems.failures import FORBIDDEN, NO_SPACE, UNSUPPORTED, translated
-from cargo_cow.filesystems.mounts import mounts_within, refuse_unusable
-from cargo_cow.filesystems.removal import discard, remove_target
+from cargo_cow.filesystems.mounts import mounts_below, refuse_unusable
+from cargo_cow.filesystems.removal import discard, empty, remove_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,13 +42,19 @@ class CloneReport(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def create_target(path: Path) -> Literal["subvolume", "directory"]:
-    """Make an empty target: a subvolume where that works, else a directory; says which.
+def can_snapshot(path: Path) -> bool:
+    """Whether the target ``path`` is such that a snapshot can be taken of it: a Btrfs subvolume,
+    or a ZFS dataset of ours."""
+    return btrfs.is_subvolume(path) or zfs.find(path) is not None
+
+
+def create_target(path: Path) -> Literal["subvolume", "dataset", "directory"]:
+    """Make an empty target: a subvolume or dataset where that works, else a directory; says which.
 
     The parent must exist.  Raises ``FileExistsError`` if ``path`` does; ``TargetUnusable``
     (forbidden), ``NoSpace``, ``FilesystemFailed``.
     """
-    kind: Literal["subvolume", "directory"] = "directory"
+    kind: Literal["subvolume", "dataset", "directory"] = "directory"
 
     def make() -> None:
         nonlocal kind
@@ -58,8 +64,19 @@ def create_target(path: Path) -> Literal["subvolume", "directory"]:
         except OSError as error:
             if error.errno in NO_SPACE | {errno.EEXIST, errno.ENOENT, errno.EROFS}:
                 raise
-            # Not Btrfs, or a Btrfs that gives us no subvolumes: a directory serves as well.
-            path.mkdir()
+        else:
+            return
+        container = zfs.container_for(path.parent)
+        if container is not None:
+            try:
+                zfs.create(path, container)
+                kind = "dataset"
+            except zfs.Refused:
+                pass
+            else:
+                return
+        # Not Btrfs, or a Btrfs that gives us no subvolumes: a directory serves as well.
+        path.mkdir()
 
     with translated("create", path):
         temporaries.make(path, make)
@@ -90,6 +107,15 @@ def clone_target(source: Path, dest: Path, *, allow_copy: bool = True) -> CloneR
         if btrfs.is_subvolume(source) and not btrfs.nested(source) and _snapshot(source, dest):
             seconds = time.perf_counter() - started
             return CloneReport("snapshot", 0, seconds, 0, 0, {}, notes)
+        dataset = zfs.find(source)
+        if dataset is not None and zfs.near(dataset, dest.parent):
+            try:
+                temporaries.make(dest, lambda: zfs.clone(dataset, dest))
+            except zfs.Refused as error:
+                notes += (f"cloned file by file: {error.strerror}",)
+            else:
+                seconds = time.perf_counter() - started
+                return CloneReport("snapshot", 0, seconds, 0, 0, {}, notes)
         report = _clone_tree(source, dest, "auto" if allow_copy else "reflink")
     return report._replace(seconds=time.perf_counter() - started, notes=notes + report.notes)
 
@@ -120,11 +146,11 @@ def clone_parts(
 
 
 def convert(path: Path) -> CloneReport | None:
-    """Make the plain directory ``path`` a subvolume in place, so that it can be snapshotted.
+    """Make the plain directory ``path`` a subvolume or dataset in place, for snapshots.
 
     Extents are shared with the old files until these are removed; times, modes, hard links,
-    symlinks, xattrs and holes are kept.  None, with nothing changed, if ``path`` is a subvolume
-    already or subvolumes cannot be made here.
+    symlinks, xattrs and holes are kept.  (A dataset is filled with copies where ZFS cannot clone
+    blocks.)  None, with nothing changed, if ``path`` is such already or none can be made here.
 
     The caller holds Cargo's lock.  Killed at any instant, ``path`` is the whole old directory or
     the whole new subvolume, beside a stale temporary.  Beware: the lock file is another inode
@@ -136,21 +162,25 @@ def convert(path: Path) -> CloneReport | None:
     started = time.perf_counter()
     with translated("convert", path):
         refuse_unusable(path)
-        if btrfs.is_subvolume(path):
+        if can_snapshot(path):
             return None
-        if mounts := mounts_within(path):
+        if mounts := mounts_below(path):
             raise TargetUnusable(
                 f"{path} stays a directory: {mounts[0]} is mounted", hint="unmount it"
             )
         inside = _apart(path)
         aside = temporaries.temporary_target(path)
-        if create_target(aside) != "subvolume":
+        kind = create_target(aside)
+        if kind == "directory":
             discard(aside)
             return None
-        report = _fill(path, aside, "reflink")
+        report = _fill(path, aside, "reflink" if kind == "subvolume" else "auto")
         if report.notes:  # the old directory is about to go: nothing may be missing
             discard(aside)
             raise FilesystemFailed(f"{path} stays a directory: {'; '.join(report.notes)}")
+        if kind == "dataset":
+            notes = inside + _cover(aside, path)
+            return report._replace(seconds=time.perf_counter() - started, notes=notes)
         try:
             renaming.exchange(aside, path)
         except BaseException:
@@ -163,6 +193,28 @@ def convert(path: Path) -> CloneReport | None:
         temporaries.release(aside)
         notes += (f"the old directory is left: {error}",)
     return report._replace(seconds=time.perf_counter() - started, notes=notes)
+
+
+def _cover(aside: Path, path: Path) -> tuple[str, ...]:
+    """Mount the finished dataset over the old directory, and remove what that hides.
+
+    Killed in between, the old files lie below the mount, where they cost space only.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            zfs.cover(aside, path)
+        except BaseException:
+            discard(aside)
+            raise
+        temporaries.release(aside)
+        try:
+            empty(descriptor)
+        except OSError as error:
+            return (f"old files are left below the mount: {error.strerror}",)
+    finally:
+        os.close(descriptor)
+    return ()
 
 
 def _snapshot(source: Path, dest: Path) -> bool:
@@ -196,7 +248,7 @@ def _clone_tree(source: Path, dest: Path, mode: Literal["auto", "reflink"]) -> C
 
 def _apart(source: Path) -> tuple[str, ...]:
     """What in ``source`` is not simply its own, told to the user."""
-    notes = [f"{point} is mounted: what is in it is not cloned" for point in mounts_within(source)]
+    notes = [f"{point} is mounted: what is in it is not cloned" for point in mounts_below(source)]
     if inner := btrfs.nested(source):
         notes.append(
             f"{len(inner)} subvolume(s) inside, as {inner[0]}: cloned file by file, as directories"
@@ -246,7 +298,7 @@ def _clone_parts(
     from cargo_cow import native  # starts processes: loaded where one is started
 
     inner = btrfs.nested(source)
-    apart = [path.relative_to(source) for path in (*inner, *mounts_within(source))]
+    apart = [path.relative_to(source) for path in (*inner, *mounts_below(source))]
     parts = [native.clone_tree(source, dest, mode, exclude=apart)]
     for subvolume in inner:
         place = dest / subvolume.relative_to(source)

@@ -36,7 +36,7 @@ def translated(doing: str, path: Path) -> Iterator[None]:
 
 
 def _failure(error: OSError, doing: str, path: Path) -> CowError:
-    cause = os.strerror(error.errno) if error.errno else str(error)
+    cause = error.strerror or (os.strerror(error.errno) if error.errno else str(error))
     named = error.filename
     where = f" ({os.fsdecode(named)})" if isinstance(named, str | bytes) else ""
     message = f"{doing} {path}: {cause}{'' if os.fspath(path) in where else where}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from cargo_cow.errors import TargetUnusable
 
@@ -20,6 +21,58 @@ def _unescape(field: bytes) -> bytes:
         return field
     first, *rest = field.split(b"\\")
     return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
+
+
+class Mount(NamedTuple):
+    """A line of the list: what (``root`` of ``source``, of type ``kind``) is mounted where."""
+
+    point: Path
+    root: str
+    kind: str
+    source: str
+
+
+def _parsed(line: bytes) -> Mount:
+    # 36 35 98:0 /root /point rw,noatime master:1 - type source super,options
+    front, _, back = line.partition(b" - ")
+    root, point = (os.fsdecode(_unescape(field)) for field in front.split(b" ", 5)[3:5])
+    kind, source = (os.fsdecode(_unescape(field)) for field in back.split(b" ", 2)[:2])
+    return Mount(Path(point), root, kind, source)
+
+
+def mount_at(path: Path) -> Mount | None:
+    """What is mounted at ``path`` itself, the topmost; None if it is no mount point."""
+    point = os.fsencode(path.parent.resolve() / path.name)
+    try:
+        lines = Path(_LIST).read_bytes().splitlines()
+    except OSError:
+        return None
+    found = [line for line in lines if _unescape(line.split(b" ", 5)[4]) == point]
+    return _parsed(found[-1]) if found else None
+
+
+def mount_of(directory: Path) -> Mount | None:
+    """The mount that ``directory`` lies in; None where the kernel does not tell."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        facts = Path(f"/proc/self/fdinfo/{descriptor}").read_bytes().split()
+        number = facts[facts.index(b"mnt_id:") + 1]
+        for line in Path(_LIST).read_bytes().splitlines():
+            if line.startswith(number + b" "):
+                return _parsed(line)
+    except (OSError, ValueError):
+        pass
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def mounts_below(directory: Path) -> list[Path]:
+    """As `mounts_within`, without ``directory`` itself."""
+    return [point for point in mounts_within(directory) if point != directory]
 
 
 def mounts_within(directory: Path) -> list[Path]:
@@ -44,32 +97,24 @@ def mounts_within(directory: Path) -> list[Path]:
 
 def filesystem_name(directory: Path) -> str:
     """What the kernel calls the filesystem of ``directory``: for people, never for a decision."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        facts = Path(f"/proc/self/fdinfo/{descriptor}").read_bytes().split()
-        number = facts[facts.index(b"mnt_id:") + 1]
-        for line in Path(_LIST).read_bytes().splitlines():
-            if line.startswith(number + b" "):
-                # after the separator " - ": filesystem type, source, super options
-                return os.fsdecode(line.partition(b" - ")[2].split(b" ", 1)[0])
-    except (OSError, ValueError):
-        pass
-    finally:
-        os.close(descriptor)
-    return "unknown"
+    mount = mount_of(directory)
+    return "unknown" if mount is None else mount.kind
 
 
 def refuse_unusable(path: Path) -> None:
-    """Raise ``TargetUnusable`` unless ``path`` is a real directory that is no mount point.
+    """Raise ``TargetUnusable`` unless ``path`` is a real directory, or a ZFS dataset of ours.
 
-    A symlinked or mounted target belongs to somebody's own arrangement: replacing or removing
-    it would hit the place behind it.
+    A symlinked target, or one where something else is mounted, belongs to somebody's own
+    arrangement: replacing or removing it would hit the place behind it.
     """
     if path.is_symlink():
         raise TargetUnusable(f"{path} is a symlink", hint="name the directory itself")
     if not path.is_dir():
         raise TargetUnusable(f"{path} is not a directory")
-    if path in mounts_within(path):
-        raise TargetUnusable(
-            f"{path} is a mount point", hint="unmount it, or set CARGO_TARGET_DIR below it"
-        )
+    if mount_at(path) is not None:
+        from cargo_cow.filesystems import zfs
+
+        if zfs.find(path) is None:
+            raise TargetUnusable(
+                f"{path} is a mount point", hint="unmount it, or set CARGO_TARGET_DIR below it"
+            )

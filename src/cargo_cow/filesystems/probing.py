@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cargo_cow.errors import CowError
-from cargo_cow.filesystems import btrfs, syscalls, temporaries
+from cargo_cow.filesystems import btrfs, syscalls, temporaries, zfs
 from cargo_cow.filesystems.clocks import COARSE_GRANULE_NS, granule
 from cargo_cow.filesystems.extents import extents
 from cargo_cow.filesystems.failures import NO_SPACE, translated
@@ -24,21 +24,25 @@ _DATA_BYTES = 65_536
 """Well above Btrfs' inline extents (2,048 bytes by default), which a reflink copies."""
 
 
+Removal = Literal["ioctl", "rmdir", "dataset", "none"]
+
+
 class Capabilities(NamedTuple):
     """What was tried in one directory and worked.
 
     ``reflink``: FICLONE made a file of equal content.  ``shares_extents``: FIEMAP says that the
-    two share; None where FIEMAP cannot say.  ``snapshots``: a subvolume with a file in it was
-    snapshotted.  ``subvolume_removal``: how this process gets rid of one.  ``exchange`` and
-    ``no_replace``: renameat2's flags.  ``mtime_step_ns``: the smallest step between two mtimes
-    seen in a few milliseconds.  ``name`` is for people.
+    two share; None where FIEMAP cannot say.  ``snapshots``: a subvolume (or a ZFS dataset, where
+    there is a container) with a file in it was snapshotted.  ``subvolume_removal``: how this
+    process gets rid of one.  ``exchange`` and ``no_replace``: renameat2's flags, for directories.
+    ``mtime_step_ns``: the smallest step between two mtimes seen in a few milliseconds.  ``name`` is
+    for people.
     """
 
     name: str
     reflink: bool
     shares_extents: bool | None
     snapshots: bool
-    subvolume_removal: Literal["ioctl", "rmdir", "none"]
+    subvolume_removal: Removal
     exchange: bool
     no_replace: bool
     hard_links: bool
@@ -93,14 +97,14 @@ def _reflink(room: Path) -> tuple[bool, bool | None]:
     return True, bool(found) and all(extent.shared for extent in found)
 
 
-def _subvolumes(room: Path) -> tuple[bool, Literal["ioctl", "rmdir", "none"]]:
+def _subvolumes(room: Path) -> tuple[bool, Removal]:
     source, copy = room / "subvolume", room / "snapshot"
     try:
         btrfs.create(source)
     except OSError as error:
         if error.errno in NO_SPACE:
             raise
-        return False, "none"
+        return _datasets(room)
     (source / "file").write_bytes(b"here")
     try:
         btrfs.snapshot(source, copy)
@@ -119,6 +123,34 @@ def _subvolumes(room: Path) -> tuple[bool, Literal["ioctl", "rmdir", "none"]]:
             return works, "none"
         return works, "rmdir"
     return works, "ioctl"
+
+
+def _datasets(room: Path) -> tuple[bool, Removal]:
+    """As `_subvolumes`, for ZFS."""
+    container = zfs.container_for(room)
+    if container is None:
+        return False, "none"
+    made: list[Path] = []
+    works = False
+    try:
+        for name in ("dataset", "dataset-clone"):
+            path = room / name
+            dataset = zfs.find(made[0]) if made else None
+            if dataset is None:
+                zfs.create(path, container)
+            else:
+                zfs.clone(dataset, path)
+            made.append(path)
+            if dataset is None:
+                (path / "file").write_bytes(b"here")
+        works = (made[-1] / "file").read_bytes() == b"here"
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
+    finally:
+        for path in reversed(made):
+            discard(path)
+    return works, "dataset" if works else "none"
 
 
 def _rename_flag(room: Path, flag: int) -> bool:

@@ -7,22 +7,26 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cargo_cow.errors import CowError, TargetUnusable
-from cargo_cow.filesystems import btrfs, syscalls, temporaries
+from cargo_cow.filesystems import btrfs, syscalls, temporaries, zfs
 from cargo_cow.filesystems.failures import NO_SPACE, translated
-from cargo_cow.filesystems.mounts import mounts_within, refuse_unusable
+from cargo_cow.filesystems.mounts import mounts_below, refuse_unusable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _NOT_BY_IOCTL = frozenset({errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOTEMPTY})
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def remove_target(path: Path) -> None:
-    """Remove the directory or subvolume ``path`` with everything in it; absent is fine.
+    """Remove the directory, subvolume or dataset ``path`` with everything in it; absent is fine.
 
-    A subvolume goes at once.  What must be emptied file by file (a plain directory, a subvolume
-    without root) is first renamed to a temporary sibling: nobody meets a half removed target,
-    and what a kill leaves is swept up by :func:`remove_stale`.
+    A subvolume or dataset goes at once.  What must be emptied file by file (a plain directory, a
+    subvolume without root) is first renamed to a temporary sibling: nobody meets a half removed
+    target, and what a kill leaves is swept up by :func:`remove_stale`.
 
     Raises ``TargetUnusable`` for a symlink, a file, a mount point or a mount inside (nothing is
     touched), or where permission is missing; ``FilesystemFailed`` otherwise.  What could not be
@@ -33,11 +37,15 @@ def remove_target(path: Path) -> None:
             temporaries.release(path)
             return
         refuse_unusable(path)
-        if mounts := mounts_within(path):
+        if mounts := mounts_below(path):
             raise TargetUnusable(
                 f"{path} is not removed: {mounts[0]} is mounted", hint="unmount it"
             )
-        if not _destroy(path):
+        dataset = zfs.find(path)
+        if dataset is not None:
+            temporaries.release(path)  # an open directory would keep it busy
+            zfs.remove(path, dataset)
+        elif not _destroy(path):
             _remove_aside(path)
     temporaries.release(path)
 
@@ -53,7 +61,9 @@ def discard(path: Path) -> None:
         temporaries.release(path)
 
 
-def remove_stale(parent: Path, name: str) -> list[Path]:
+def remove_stale(
+    parent: Path, name: str, remove: Callable[[Path], None] = remove_target
+) -> list[Path]:
     """Remove the temporaries of ``parent / name`` that killed processes left; returns them.
 
     One that cannot be removed is left for the next sweep: it is waste, nothing depends on it.
@@ -61,7 +71,7 @@ def remove_stale(parent: Path, name: str) -> list[Path]:
     removed: list[Path] = []
     for path in temporaries.abandoned(parent, name):
         try:
-            remove_target(path)
+            remove(path)
         except CowError:
             continue
         removed.append(path)
@@ -126,7 +136,7 @@ def _remove_piecemeal(path: Path) -> None:
             path.chmod(0o700)
             descriptor = os.open(path, _DIRECTORY)
         try:
-            _empty(descriptor)
+            empty(descriptor)
         finally:
             os.close(descriptor)
         path.rmdir()
@@ -134,7 +144,7 @@ def _remove_piecemeal(path: Path) -> None:
         pass  # somebody else removes it too
 
 
-def _empty(directory: int) -> None:
+def empty(directory: int) -> None:
     """Remove everything in the open directory; relative to descriptors, so that a directory
     exchanged for a symlink meanwhile leads nowhere."""
     with os.scandir(directory) as entries:
@@ -167,7 +177,7 @@ def _remove_entry(directory: int, name: str, is_directory: bool) -> None:
             return
         inner = os.open(name, _DIRECTORY, dir_fd=directory)
         try:
-            _empty(inner)
+            empty(inner)
         finally:
             os.close(inner)
         os.rmdir(name, dir_fd=directory)

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from cargo_cow.errors import FilesystemFailed
-from cargo_cow.filesystems import syscalls, temporaries
+from cargo_cow.filesystems import syscalls, temporaries, zfs
 from cargo_cow.filesystems.failures import UNSUPPORTED, translated
 
 
@@ -20,10 +20,15 @@ def publish(temporary: Path, dest: Path) -> None:
     symlink; ``NoSpace``, ``TargetUnusable`` and ``FilesystemFailed`` otherwise.  ``temporary``
     is then untouched.
 
-    Subvolumes move within one Btrfs like directories.  The content must be durable already, or
-    not matter after a power cut.
+    Subvolumes move within one Btrfs like directories; a ZFS dataset is mounted at ``dest`` instead.
+    The content must be durable already, or not matter after a power cut.
     """
     with translated("publish", dest):
+        if zfs.find(temporary) is not None:
+            zfs.move(temporary, dest)
+            temporaries.release(temporary)
+            _sync_parents(dest, temporary)
+            return
         try:
             syscalls.rename(temporary, dest, syscalls.RENAME_NOREPLACE)
         except OSError as error:
@@ -41,13 +46,16 @@ def exchange(one: Path, other: Path) -> None:
     or one of them is missing; nothing is changed then.
     """
     with translated(f"exchange {one} with", other):
+        if _exchanged_datasets(one, other):
+            return
         try:
             syscalls.rename(one, other, syscalls.RENAME_EXCHANGE)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
             raise FilesystemFailed(
-                f"{one} and {other} cannot be exchanged: this filesystem knows no RENAME_EXCHANGE"
+                f"{one} and {other} cannot be exchanged: this filesystem knows no RENAME_EXCHANGE",
+                hint="remove what is there first: then the name is free, and is given in one step",
             ) from error
         for path in (one, other):
             temporaries.hold_again(path)
@@ -75,6 +83,23 @@ def supersede(new: Path, old: Path) -> None:
             raise
         old.rename(new.with_name(f"{new.name}.old"))
         new.rename(old)
+
+
+def _exchanged_datasets(one: Path, other: Path) -> bool:
+    """Exchange two ZFS datasets by their mounts; False if neither is one."""
+    datasets = [path for path in (one, other) if zfs.find(path) is not None]
+    if not datasets:
+        return False
+    if len(datasets) == 1:
+        plain = other if datasets[0] == one else one
+        raise FilesystemFailed(
+            f"{plain} is a plain directory, and cannot be exchanged with a ZFS dataset",
+            hint="cargo cow init makes the target a dataset; or remove it",
+        )
+    zfs.exchange(one, other)
+    for path in (one, other):
+        temporaries.hold_again(path)
+    return True
 
 
 def _rename_onto_own_directory(temporary: Path, dest: Path) -> None:

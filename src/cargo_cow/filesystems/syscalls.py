@@ -1,4 +1,4 @@
-"""Two system calls that Python's ``os`` lacks: renameat2(2) and syncfs(2).
+"""System calls that Python's ``os`` lacks: renameat2(2), syncfs(2), and those that move mounts.
 
 ``ctypes`` is imported with the first call, not with this module: it costs 4 ms of start-up, and
 a build with nothing to clone never needs it.
@@ -77,3 +77,45 @@ def sync_filesystem(path: Path) -> None:
         _check(libc.syncfs(descriptor), path)
     finally:
         os.close(descriptor)
+
+
+# include/uapi/linux/mount.h and include/uapi/linux/fs.h; new system calls have one number on every
+# architecture since 2019 (5.1), and glibc has wrappers for these since 2.36.
+_OPEN_TREE, _MOVE_MOUNT = 428, 429
+_OPEN_TREE_CLONE = 0x1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_MOVE_MOUNT_BENEATH = 0x200
+_MNT_DETACH = 0x2
+
+
+def open_tree(path: Path) -> int:
+    """A descriptor of the mount at ``path``, which it keeps alive and which `move_mount` takes.
+
+    Needs root (CAP_SYS_ADMIN), as those below do.
+    """
+    import ctypes
+
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    name = os.fsencode(path)
+    result = int(_libc().syscall(ctypes.c_long(_OPEN_TREE), _AT_FDCWD, name, flags))
+    _check(0 if result >= 0 else result, path)
+    return result
+
+
+def move_mount(descriptor: int, path: Path, *, beneath: bool = False) -> None:
+    """Mount at ``path`` what `open_tree` holds: on top of what is mounted there, or beneath it.
+
+    ``OSError``: EINVAL where the kernel does not know ``beneath`` (before 6.5).
+    """
+    import ctypes
+
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | (_MOVE_MOUNT_BENEATH if beneath else 0)
+    number = ctypes.c_long(_MOVE_MOUNT)
+    result = _libc().syscall(number, descriptor, b"", _AT_FDCWD, os.fsencode(path), flags)
+    _check(int(result), path)
+
+
+def detach(path: Path) -> None:
+    """umount2(2) with MNT_DETACH: ``path`` shows what is below at once; who has something open in
+    the mount keeps it."""
+    _check(_libc().umount2(os.fsencode(path), _MNT_DETACH), path)

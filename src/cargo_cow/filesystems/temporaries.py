@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cargo_cow.errors import FilesystemFailed
+from cargo_cow.filesystems.mounts import mount_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,7 +170,8 @@ def _candidates(parent: Path, name: str) -> list[Path]:
 
 
 def abandoned(parent: Path, name: str) -> Iterator[Path]:
-    """Temporaries of ``parent / name`` whose maker is gone, each locked while it is yielded.
+    """Temporaries of ``parent / name`` whose maker is gone, each locked while it is yielded (but
+    for a mounted dataset).
 
     Those that we may not open are left out.
     """
@@ -179,6 +181,12 @@ def abandoned(parent: Path, name: str) -> Iterator[Path]:
         except PermissionError:
             continue
         if descriptor is None:
+            continue
+        if mount_at(path) is not None:
+            # A dataset that somebody has open cannot be destroyed.  Two sweepers may meet here:
+            # one of them finds it gone.
+            os.close(descriptor)
+            yield path
             continue
         try:
             yield path

@@ -466,11 +466,27 @@ def _publish(temporary: Path, destination: Path) -> None:
     if not os.path.isdir(destination):
         filesystems.publish(temporary, destination)
         return
+    from cargo_cow.filesystems import zfs
+
+    if zfs.find(temporary) is not None and zfs.find(destination) is None:
+        # A ZFS dataset does not change places with a plain directory.
+        _publish_in_place_of(destination, temporary)
+        return
     filesystems.exchange(temporary, destination)
     if profile_directories(str(temporary)):
         filesystems.exchange(temporary, destination)
         raise FileExistsError(destination)
     filesystems.remove_target(temporary)
+
+
+def _publish_in_place_of(destination: Path, temporary: Path) -> None:
+    aside = filesystems.temporary_sibling(destination)
+    filesystems.publish(destination, aside)
+    if profile_directories(str(aside)):
+        filesystems.publish(aside, destination)
+        raise FileExistsError(destination)
+    filesystems.publish(temporary, destination)
+    filesystems.remove_target(aside)
 
 
 def _t0(directory: Path) -> int:

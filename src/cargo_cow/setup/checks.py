@@ -209,6 +209,7 @@ def _runs(program: str) -> bool:
 
 def _filesystem(cwd: Path, workspace: Workspace | None) -> Iterator[Check]:
     from cargo_cow import filesystems
+    from cargo_cow.filesystems import zfs
 
     directory = cwd if workspace is None else _existing(workspace.build_dir)
     try:
@@ -226,7 +227,9 @@ def _filesystem(cwd: Path, workspace: Workspace | None) -> Iterator[Check]:
             "warn",
             f"{able.name} cannot share extents (tried in {directory})",
             "new targets are full copies: slower, and each uses all its size on disk",
-            "put the checkouts on Btrfs, XFS (reflink=1) or bcachefs",
+            "cargo cow init, as root"
+            if zfs.may_contain(directory) is not None
+            else "put the checkouts on Btrfs, XFS (reflink=1), bcachefs or OpenZFS 2.2 and later",
         )
     if able.snapshots and able.subvolume_removal == "none":
         yield Check(
@@ -236,7 +239,7 @@ def _filesystem(cwd: Path, workspace: Workspace | None) -> Iterator[Check]:
             "removing a target leaves an empty subvolume",
             "mount -o remount,user_subvol_rm_allowed <the filesystem>, as root",
         )
-    if not able.exchange:
+    if not able.exchange and able.subvolume_removal != "dataset":
         yield Check(
             "exchange",
             "warn",
@@ -249,13 +252,14 @@ def _filesystem(cwd: Path, workspace: Workspace | None) -> Iterator[Check]:
 
 
 def _snapshot_ready(workspace: Workspace, able: Capabilities) -> Iterator[Check]:
-    from cargo_cow.filesystems import btrfs
+    from cargo_cow import filesystems
 
     target = workspace.build_dir
     if not able.snapshots or not target.is_dir():
         return
-    if btrfs.is_subvolume(target):
-        yield Check("snapshot-ready", "ok", f"{target} is a subvolume")
+    if filesystems.can_snapshot(target):
+        kind = "dataset" if able.subvolume_removal == "dataset" else "subvolume"
+        yield Check("snapshot-ready", "ok", f"{target} is a {kind}")
     else:
         yield Check(
             "snapshot-ready",

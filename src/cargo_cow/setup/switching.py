@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Kind = Literal[
     "set-wrapper",
     "mark-built",
+    "make-container",
     "convert-target",
     "take-back",
     "take-out",
@@ -219,8 +220,9 @@ def _markers(workspace: Workspace) -> Iterator[Step]:
 def _conversion(workspace: Workspace, remarks: list[str]) -> Iterator[Step]:
     """The main checkout's target, from which most clones will be taken, and this one's."""
     from cargo_cow import filesystems
-    from cargo_cow.filesystems import btrfs
+    from cargo_cow.filesystems import zfs
 
+    contained: set[Path] = set()
     main = [sibling for checkout, sibling in siblings(workspace) if checkout.is_main]
     targets = dict.fromkeys(each.build_dir for each in [*main, workspace])
     for target in targets:
@@ -232,18 +234,28 @@ def _conversion(workspace: Workspace, remarks: list[str]) -> Iterator[Step]:
         except CowError as error:
             remarks.append(f"{target}: {error}")
             continue
-        if not able.snapshots:
-            if not able.reflink:
+        snapshots = able.snapshots
+        if not snapshots and not able.reflink:
+            # A ZFS that cannot clone blocks can clone datasets.
+            place = zfs.may_contain(_existing(target))
+            if place is None:
                 remarks.append(
                     f"{able.name} cannot share extents: new targets are copies (cargo cow doctor)"
                 )
-        elif not target.is_dir():
+            elif place not in contained:
+                contained.add(place)
+                yield Step("make-container", place, "below it targets are datasets of their own")
+            snapshots = place is not None
+        if not snapshots:
+            continue
+        if not target.is_dir():
             remarks.append(
                 f"{target} is not there yet: build it with cargo cow build, or init again after "
                 "the first build, so that it can be snapshotted"
             )
-        elif not btrfs.is_subvolume(target):
-            detail = "a subvolume, cloned by snapshot; contents and times stay"
+        elif not filesystems.can_snapshot(target):
+            kind = "dataset" if able.subvolume_removal == "dataset" or contained else "subvolume"
+            detail = f"a {kind}, cloned by snapshot; contents and times stay"
             yield Step("convert-target", target, detail)
 
 
@@ -370,6 +382,10 @@ def _act(step: Step) -> str | None:
         step.path.touch()
         noted = notes.load()
         notes.save(noted._replace(markers=(*noted.markers, step.path)))
+    elif step.kind == "make-container":
+        from cargo_cow.filesystems import zfs
+
+        zfs.make_container(step.path)
     elif step.kind == "convert-target":
         return _convert(step.path)
     elif step.kind in ("install-hooks", "remove-hooks"):

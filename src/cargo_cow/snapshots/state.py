@@ -3,7 +3,8 @@
 A state is the directory ``<store>/<id>/`` with ``state.json``, ``units.json`` and ``target/``.  It
 is published by one rename and never changed afterwards; what changes (which state is the baseline)
 is kept beside it.  So that a change by others is noticed, ``state.json`` holds a *seal* of the
-target: on Btrfs the subvolume's uuid and the transaction that last changed anything in it,
+target: on Btrfs the subvolume's uuid and the transaction that last changed anything in it, of a
+ZFS dataset its snapshot and the bytes it refers to,
 elsewhere a digest over the names, sizes, modes, mtimes and ctimes of all that is below.
 """
 
@@ -16,12 +17,12 @@ import stat
 import time
 import unicodedata
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 from blake3 import blake3
 
 from cargo_cow.errors import StateDamaged, UsageError
-from cargo_cow.filesystems import btrfs
+from cargo_cow.filesystems import btrfs, zfs
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -33,7 +34,7 @@ _BEGINNING_OF_ID = re.compile(r"^[0-9]{8}-[0-9a-f-]*$")
 _LONGEST_NAME = 100
 
 Origin = Literal["created", "kept"]
-Kind = Literal["subvolume", "tree"]
+Kind = Literal["subvolume", "dataset", "tree"]
 
 
 class Seal(NamedTuple):
@@ -79,6 +80,8 @@ class State(NamedTuple):
     @property
     def target(self) -> Path:
         """The target itself: not to be written to."""
+        if self.seal.kind == "dataset":
+            return elsewhere(self.path) or self.path / TARGET
         return self.path / TARGET
 
     @property
@@ -113,6 +116,15 @@ class Units(NamedTuple):
             known.update(other.made.items())
             names.update(other.names)
         return len(self.made.items() - known) + len(set(self.names) - names)
+
+
+def elsewhere(path: Path) -> Path | None:
+    """Where the target of the state at ``path`` is mounted, if it is a ZFS dataset: a symlink says
+    so, which is made before the dataset, so that none is ever forgotten."""
+    try:
+        return Path(os.readlink(path / TARGET))  # noqa: PTH115 - as it is written
+    except OSError:
+        return None
 
 
 def new_id() -> str:
@@ -215,7 +227,7 @@ def _parsed(value: dict[str, object], path: Path) -> State:
     seal = cast("dict[str, str]", plain.pop("seal"))
     profiles = tuple(str(name) for name in cast("list[str]", plain.pop("profiles")))
     method = plain["method"]
-    if method not in ("snapshot", "reflink", "copy") or seal["kind"] not in ("subvolume", "tree"):
+    if method not in ("snapshot", "reflink", "copy") or seal["kind"] not in get_args(Kind):
         raise ValueError(method)
     # Every value is as we wrote it: the digest over all of them agrees.
     return State(
@@ -247,6 +259,10 @@ def seal(target: Path) -> Seal:
     if btrfs.is_subvolume(target) and btrfs.is_read_only(target):
         facts = btrfs.describe(target)
         return Seal("subvolume", f"{facts.uuid.hex()}:{facts.changed}")
+    dataset = zfs.find(target)
+    sealed = None if dataset is None else zfs.seal(dataset)
+    if sealed is not None:
+        return Seal("dataset", sealed)
     return Seal("tree", _tree_digest(os.fspath(target)))
 
 
@@ -274,7 +290,9 @@ def _broken_seal(state: State, *, thorough: bool) -> str | None:
                 return "it was made writable"
             if seal(target) != state.seal:
                 return "its target was edited or exchanged"
-        elif thorough and seal(target) != state.seal:
+        elif state.seal.kind == "dataset" and zfs.find(target) is None:
+            return "its dataset is not mounted: zfs mount -a"
+        elif (thorough or state.seal.kind == "dataset") and seal(target) != state.seal:
             return "its target was edited or exchanged"
     except FileNotFoundError:
         return "its target is gone"

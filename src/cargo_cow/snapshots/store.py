@@ -42,7 +42,7 @@ from cargo_cow.errors import (
     StoreUnusable,
     TargetUnusable,
 )
-from cargo_cow.filesystems import btrfs, temporaries
+from cargo_cow.filesystems import btrfs, temporaries, zfs
 from cargo_cow.filesystems.clocks import temporary_file
 from cargo_cow.filesystems.failures import NO_SPACE, UNSUPPORTED, translated
 from cargo_cow.snapshots import state as states
@@ -257,10 +257,11 @@ class Store(NamedTuple):
 
     def collect(self) -> list[Path]:
         """Remove what killed commands left; returns it."""
+        zfs.sweep(self.directory)
         return [
             path
             for name in self._temporary_names()
-            for path in filesystems.remove_stale(self.directory, name)
+            for path in filesystems.remove_stale(self.directory, name, remove_state)
         ]
 
     def _temporary_names(self) -> list[str]:
@@ -289,7 +290,7 @@ def remove(doomed: Path) -> None:
     """Remove a forgotten state.  Raises CowError; what is left is then a leftover."""
     try:
         if doomed.is_dir() and not doomed.is_symlink():
-            filesystems.remove_target(doomed)
+            remove_state(doomed)
         else:  # somebody put a file or a symlink in its place
             with translated("delete", doomed):
                 doomed.unlink(missing_ok=True)
@@ -297,6 +298,15 @@ def remove(doomed: Path) -> None:
         descriptor = _doomed.pop(doomed, None)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def remove_state(path: Path) -> None:
+    """Remove the directory of a state, half made or whole, and the dataset it may lead to."""
+    elsewhere = states.elsewhere(path)
+    if elsewhere is not None:
+        with translated("delete", elsewhere):
+            zfs.remove_state(elsewhere)
+    filesystems.remove_target(path)
 
 
 @contextlib.contextmanager
@@ -469,7 +479,8 @@ def store_for(project: Project, build_dir: Path, *, allow_copy: bool = False) ->
 def shares(target: Path, place: Path) -> bool:
     """Whether files below ``target`` can be cloned to ``place``, by cloning one.
 
-    ``place`` need not exist: its nearest ancestor that does is tried.
+    ``place`` need not exist: its nearest ancestor that does is tried.  A ZFS dataset is
+    snapshotted where it lies: the same pool is near enough.
     Raises TargetUnusable (nothing built, read-only, forbidden), NoSpace, FilesystemFailed.
     """
     source = _some_file(target)
@@ -477,6 +488,9 @@ def shares(target: Path, place: Path) -> bool:
         raise TargetUnusable(f"nothing is built in {target}", hint="cargo cow build")
     while not place.is_dir():
         place = place.parent
+    dataset = zfs.find(target)
+    if dataset is not None and zfs.near(dataset, place):
+        return True
     with translated("write to", place), source.open("rb") as data:
         descriptor = temporary_file(place)
         try:

@@ -25,10 +25,9 @@ from cargo_cow.cargo.target import Target, profile_directories
 from cargo_cow.cargo.toolchain import compiler_of
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, FilesystemFailed, TargetUnusable
-from cargo_cow.filesystems import CloneReport, btrfs, syscalls
+from cargo_cow.filesystems import CloneReport, btrfs, syscalls, temporaries, zfs
 from cargo_cow.filesystems.failures import FORBIDDEN, UNSUPPORTED, translated
-from cargo_cow.filesystems.mounts import mounts_within, refuse_unusable
-from cargo_cow.filesystems.removal import discard
+from cargo_cow.filesystems.mounts import mounts_below, refuse_unusable
 from cargo_cow.prepare import unchanged
 from cargo_cow.prepare.place import Place, place_of
 from cargo_cow.snapshots import state as states
@@ -130,8 +129,7 @@ def take(
             if locked or atomic
             else build_lock(build_dir, wait=wait, waiting=lambda path: say(_waiting(path)))
         ):
-            clone = create_snapshot(build_dir, temporary / states.TARGET, allow_copy=allow_copy)
-        target = temporary / states.TARGET
+            target, clone = _taken(build_dir, temporary, identity, allow_copy)
         units = units_of(target)
         at = told.at(max(units.made.values(), default=0))
         made = State(
@@ -164,7 +162,9 @@ def take(
             states.write(temporary, made, units)
         made = store.publish(temporary, made)
     except BaseException:
-        discard(temporary)
+        with contextlib.suppress(CowError):
+            storing.remove_state(temporary)
+        temporaries.release(temporary)
         raise
     notes = clone.notes
     if store.shared:
@@ -177,7 +177,8 @@ def create_snapshot(
 ) -> CloneReport:
     """Make ``dest`` a snapshot of the target ``source``, durably; the simplest building block.
 
-    Btrfs: a subvolume's snapshot, or a tree of reflinks in a fresh subvolume (a plain directory, or
+    ZFS: a dataset's snapshot, held, and a read-only clone of it mounted at ``dest``.  Btrfs: a
+    subvolume's snapshot, or a tree of reflinks in a fresh subvolume (a plain directory, or
     one that holds subvolumes, which a snapshot would show empty), either way set read-only
     if ``read_only``.  Elsewhere a tree of reflinks, or with ``allow_copy`` a copy; nothing can
     make these read-only.  ``dest`` must not exist, and its parent must.
@@ -190,13 +191,23 @@ def create_snapshot(
         with translated("take a snapshot of", source):
             refuse_unusable(source)
             try:
-                btrfs.snapshot(source, dest, read_only=True)
+                dataset = zfs.find(source)
+                if dataset is None:
+                    btrfs.snapshot(source, dest, read_only=True)
+                else:
+                    zfs.take(dataset, dest)
+            except zfs.Refused as error:
+                if not allow_copy:
+                    raise FilesystemFailed(
+                        f"{source} cannot be taken as a ZFS snapshot: {error.strerror}",
+                        hint="a full copy needs --copy",
+                    ) from error
             except OSError as error:
                 # EXDEV: dest on another filesystem.  EPERM: not ours, though we may read it.
                 if error.errno not in UNSUPPORTED | FORBIDDEN | {errno.EXDEV}:
                     raise
             else:
-                # The ioctl commits: the snapshot is durable already.
+                # The ioctl commits, as does zfs: the snapshot is durable already.
                 seconds = time.perf_counter() - started
                 return CloneReport("snapshot", 0, seconds, 0, 0, {}, ())
     try:
@@ -211,6 +222,35 @@ def create_snapshot(
                 btrfs.set_read_only(dest, True)
             syscalls.sync_filesystem(dest)
     return report._replace(seconds=time.perf_counter() - started)
+
+
+def _taken(
+    build_dir: Path, temporary: Path, identity: str, allow_copy: bool
+) -> tuple[Path, CloneReport]:
+    """Take the target into the directory of the new state; or, a ZFS dataset, to the place where it
+    may stay mounted, with a symlink in that directory that leads there."""
+    target = temporary / states.TARGET
+    dataset = zfs.find(build_dir) if _is_atomic(build_dir) else None
+    if dataset is not None and zfs.near(dataset, temporary):
+        with translated("take a snapshot of", build_dir):
+            place = zfs.place_for_state(dataset, identity)
+            target.symlink_to(place)
+            _sync(temporary)
+        try:
+            return place, create_snapshot(build_dir, place)
+        except FilesystemFailed:
+            if not allow_copy:
+                raise
+            target.unlink()
+    return target, create_snapshot(build_dir, target, allow_copy=allow_copy)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def units_of(target: Path) -> Units:
@@ -233,7 +273,9 @@ def units_of(target: Path) -> Units:
 
 def _is_atomic(target: Path) -> bool:
     """Whether a snapshot takes all of the target at one moment."""
-    return btrfs.is_subvolume(target) and not btrfs.nested(target) and not mounts_within(target)
+    if mounts_below(target):
+        return False
+    return (btrfs.is_subvolume(target) and not btrfs.nested(target)) or zfs.find(target) is not None
 
 
 def _refuse_unbuilt(build_dir: Path) -> None:

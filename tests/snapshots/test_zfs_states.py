@@ -1,0 +1,200 @@
+"""States on a real ZFS pool: the same acts as elsewhere, in constant time.
+
+zfs-fuse keeps whole seconds only, so whatever must be older than something else waits for two.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.projects import cargo, cow, git, repository, write
+
+from cargo_cow import filesystems, snapshots
+from cargo_cow.errors import FilesystemFailed
+from cargo_cow.filesystems import temporaries
+from cargo_cow.filesystems import zfs as datasets
+from cargo_cow.snapshots import store, taking
+from cargo_cow.snapshots.state import Damaged, State
+
+pytestmark = pytest.mark.slow
+
+_TINY = {
+    "Cargo.toml": '[package]\nname = "tiny"\nversion = "0.1.0"\nedition = "2021"\n',
+    "src/main.rs": 'fn main() { print!("{}", include_str!("text")); }\n',
+    "src/text": "one",
+    ".gitignore": "/target\nCargo.lock\n",
+}
+
+
+@pytest.fixture
+def place(zfs: Path) -> Iterator[Path]:
+    """A dataset with a container."""
+    datasets.make_container(zfs)
+    yield zfs
+    for path in list(temporaries._held):  # what is open cannot be destroyed
+        temporaries.release(path)
+
+
+def _tick() -> None:
+    time.sleep(2.1)
+
+
+def _build(root: Path, scratch: Path) -> None:
+    _tick()
+    built = cow(root, scratch, "build")
+    assert built.status == 0, built.output
+    _tick()
+
+
+@pytest.fixture
+def tiny(place: Path, tmp_path: Path) -> Path:
+    """One package, its target a dataset, built."""
+    root = repository(place / "main", _TINY)
+    assert filesystems.create_target(root / "target") == "dataset"
+    _build(root, tmp_path)
+    return root
+
+
+def _leave(path: Path) -> None:
+    return
+
+
+def _tells(checkout: Path) -> str:
+    program = checkout / "target/debug/tiny"
+    return subprocess.run([program], check=True, capture_output=True, text=True).stdout
+
+
+def _container(root: Path) -> set[str]:
+    found = datasets.container_for(root)
+    assert found
+    return {member.name.rpartition("/")[2] for member in datasets._members(found)}
+
+
+def test_states_of_a_dataset(tiny: Path, tmp_path: Path) -> None:
+    one = snapshots.create_state("one", tiny)
+    assert (one.method, one.seal.kind) == ("snapshot", "dataset")
+    assert "one" in (one.target / "debug/tiny").read_bytes().decode("latin-1")
+
+    write(tiny, {"src/text": "two"})
+    _build(tiny, tmp_path)
+    assert _tells(tiny) == "two"
+
+    # Back, with what was live kept, and no compiler.
+    write(tiny, {"src/text": "one"})
+    _tick()
+    done = snapshots.activate_cache("one", tiny)
+    assert done.method == "snapshot"
+    assert _tells(tiny) == "one"
+    assert done.kept is not None
+    kept = done.kept
+    built = cargo(tiny, tmp_path, "build")
+    assert (built.status, built.rustc) == (0, []), built.output
+
+    # A worktree is a clone, too (its sources are as new as the clone, so some are built).
+    added = cow(tiny, tmp_path, "worktree", "add", "-q", str(tiny.parent / "other"), "-b", "other")
+    assert added.status == 0, added.output
+    assert datasets.find(tiny.parent / "other/target") is not None
+    built = cargo(tiny.parent / "other", tmp_path, "build")
+    assert built.status == 0, built.output
+
+    # States go in any order, whatever was cloned from them.
+    snapshots.verify(snapshots.find_state("one", tiny))
+    assert [entry.id for entry in snapshots.list_snapshots(tiny)] == [one.id, kept.id]
+    snapshots.delete_snapshots(["one"], tiny)
+    assert _tells(tiny) == _tells(tiny.parent / "other") == "one"
+    write(tiny, {"src/text": "two"})
+    snapshots.activate_cache(kept.id, tiny)
+    assert _tells(tiny) == "two"
+    for entry in snapshots.list_snapshots(tiny):
+        snapshots.delete_snapshots([entry.id], tiny)
+    removed = cow(tiny, tmp_path, "worktree", "remove", "--force", str(tiny.parent / "other"))
+    assert removed.status == 0, removed.output
+    assert git(tiny, "worktree", "list").count("\n") == 0
+    # One target is left.
+    assert len(_container(tiny)) == 1
+    assert filesystems.can_snapshot(tiny / "target")
+
+
+def test_a_kill_or_an_edit_leaves_no_state_that_is_used(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _container(tiny)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments: object, **words: object) -> None:
+        raise Killed
+
+    # Killed with the dataset made and nothing published: the next command finds it by its symlink.
+    with monkeypatch.context() as patch:
+        patch.setattr(taking, "units_of", killed)
+        patch.setattr(store, "remove_state", _leave)
+        with pytest.raises(Killed):
+            snapshots.create_state("one", tiny)
+    assert snapshots.list_snapshots(tiny) == []
+    assert len(_container(tiny)) == len(before) + 1
+    two = snapshots.create_state("two", tiny)
+    assert _container(tiny) == before | {two.id}
+
+    dataset = datasets.find(two.target)
+    assert dataset
+    assert datasets._zfs("set", "readonly=off", dataset.name) == []
+    (two.target / "debug/tiny").write_bytes(os.urandom(3_000_000))
+    # What a dataset refers to is counted when a transaction group ends, as it does with a snapshot.
+    for act in ("snapshot", "destroy"):
+        datasets._zfs(act, f"{dataset.name}@now")
+    (entry,) = snapshots.list_snapshots(tiny)
+    assert isinstance(entry, Damaged), entry
+    assert "edited" in entry.reason
+    snapshots.delete_snapshots([two.id], tiny)
+    assert _container(tiny) == before
+
+
+def test_without_a_container_a_copy_is_made_only_when_asked_for(zfs: Path, tmp_path: Path) -> None:
+    root = repository(zfs / "main", _TINY)
+    assert cow(root, tmp_path, "build").status == 0
+    with pytest.raises(FilesystemFailed, match="full copy"):
+        snapshots.create_state("one", root)
+    made = snapshots.create_state("one", root, allow_copy=True)
+    assert isinstance(made, State)
+    assert (made.method, made.seal.kind) == ("copy", "tree")
+    if not filesystems.probe(root).exchange:
+        with pytest.raises(FilesystemFailed, match="RENAME_EXCHANGE"):
+            snapshots.activate_cache("one", root)
+        assert _tells(root) == "one"
+        filesystems.remove_target(root / "target")
+    assert snapshots.activate_cache("one", root).method == "copy"
+    assert _tells(root) == "one"
+
+
+def test_init_makes_the_target_a_dataset(zfs: Path, tmp_path: Path) -> None:
+    root = repository(zfs / "main", _TINY)
+    assert cow(root, tmp_path, "build").status == 0
+    if filesystems.probe(root).reflink:
+        pytest.skip("this ZFS clones blocks: init leaves the target as it is")
+    own = {"CARGO_HOME": str(tmp_path / "cargo home")}  # nothing here may reach the user's
+    shown = cow(root, tmp_path, "init", "--dry-run", **own)
+    assert shown.status == 0, shown.output
+    assert "would make a container in" in shown.output
+    assert datasets.container_for(root) is None
+    done = cow(root, tmp_path, "init", **own)
+    assert done.status == 0, done.output
+    assert filesystems.can_snapshot(root / "target")
+    assert _tells(root) == "one"
+    doctor = cow(root, tmp_path, "doctor", **own)
+    assert "targets are cloned by snapshot" in doctor.output, doctor.output
+    assert "is a dataset" in doctor.output
+    assert "already switched on" in cow(root, tmp_path, "init", **own).output
+
+    # What plain Cargo does with a mount: it empties it, and cannot remove it.
+    cleaned = cargo(root, tmp_path, "clean")
+    assert "Device or resource busy" in cleaned.output
+    assert list((root / "target").iterdir()) == []
+    built = cargo(root, tmp_path, "build")
+    assert (built.status, built.rustc) == (0, ["tiny"]), built.output
