@@ -32,8 +32,10 @@ _TINY = {
 
 
 @pytest.fixture
-def place(zfs: Path) -> Iterator[Path]:
+def place(zfs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A dataset with a container."""
+    # Compilers of other tests may have its mounts in their namespaces.
+    monkeypatch.setattr(datasets, "_PATIENCE", 60.0)
     datasets.make_container(zfs)
     yield zfs
     for path in list(temporaries._held):  # what is open cannot be destroyed

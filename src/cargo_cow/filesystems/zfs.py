@@ -38,6 +38,8 @@ CONTAINER = "cargo-cow"
 _PROPERTY = "cargo-cow:container"
 _STATE = "cargo-cow:state"
 _HOLD = "cargo-cow"
+_PATIENCE = 3.0
+"""Seconds that a dataset may stay busy until its removal is left to a later `sweep`."""
 _ORPHAN_AGE = 60
 """Seconds after which a dataset that nobody mounts is nobody's work in progress."""
 
@@ -496,15 +498,20 @@ def _drop_snapshot(snapshot: str) -> None:
 
 def _destroy(name: str) -> None:
     _free(name)
-    for wait in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
+    until = time.monotonic() + _PATIENCE
+    wait = 0.02
+    while True:
         try:
             _zfs("destroy", name)
         except Refused:
-            # Busy for a moment: a descriptor was closed just now, and the kernel is not done.
+            # Busy for a moment: a descriptor was closed just now, or a compiler ends soon whose
+            # mount namespace (an identity's) has this mount as well.
+            if time.monotonic() > until:
+                raise
             time.sleep(wait)
+            wait = min(2 * wait, 0.5)
             continue
         return
-    _zfs("destroy", name)
 
 
 def sweep(directory: Path) -> list[str]:
