@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,11 +169,8 @@ def test_a_directory_becomes_a_dataset(place: Path) -> None:
     assert filesystems.convert(path) is None
     assert _facts(path) == before
     # Nothing is left below the mount.
-    mount = mounts.mount_at(path)
-    assert mount
-    assert _zfs("umount", mount.source).returncode == 0
+    syscalls.detach(path)
     assert list(path.iterdir()) == []
-    assert _zfs("mount", mount.source).returncode == 0
 
 
 def test_nothing_is_done_to_datasets_of_others(zfs: Path) -> None:
@@ -255,7 +253,10 @@ def test_what_a_killed_command_leaves_is_collected(
 
     assert datasets.sweep(place) == []  # may be somebody's work in progress
     monkeypatch.setattr(datasets, "_ORPHAN_AGE", -5)
-    swept = datasets.sweep(place)
+    swept: list[str] = []
+    until = time.monotonic() + 60
+    while len(swept) < 2 and time.monotonic() < until:  # some namespace may have it still
+        swept += datasets.sweep(place)
     assert sorted(swept) == sorted([f"{container}/half", mount.source])
     assert _datasets(place) == {live.name.removeprefix(str(container))}
     assert (target / "file").read_text() == "one"
