@@ -97,6 +97,14 @@ def test_story_with_and_without_identities(btrfs: Path, name: str, tool: str) ->
     _told(btrfs, STORIES[name], TOOLS[tool]())
 
 
+def test_plain_builds_between_hooks(btrfs: Path) -> None:
+    """What git's hooks call proven, plain Cargo believes."""
+    world = _told(btrfs, STORIES["other-branch"], TOOLS["git-hooks"]())
+    calls = (btrfs / "world/main/.git/oracle/calls").read_text()
+    assert calls.count("hooks run post-checkout") >= 4, calls
+    assert world.builds == 5
+
+
 def test_same_commit_compiles_nothing(btrfs: Path) -> None:
     """The oracle would be content with a tool that rebuilds all; this says that ours does not."""
     world = _told(btrfs, STORIES["same-commit"], CargoCow())

@@ -655,3 +655,17 @@ def test_init_and_uninstall(
     assert "took hooks out of" in told.output
     assert _facts(root / ".git") == before
     assert not (tmp_path / "state/cargo-cow").exists()
+
+
+def test_where_nothing_can_be_noted_the_hooks_work(
+    root: Path, called: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").write_text("no directory")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    told = cow(root, tmp_path, "hooks", "install")
+    assert told.status == 1
+    assert "has to be called here" in told.output
+    git(root, "switch", "-q", "other")
+    assert _calls(called) == ["hooks run post-checkout ."]
+    assert cow(root, tmp_path, "hooks", "remove").status == 0
+    assert not (root / ".git/cargo-cow").exists()

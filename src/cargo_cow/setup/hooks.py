@@ -392,7 +392,7 @@ def carry_out(plan: Plan) -> list[str]:
     for step in plan.steps:
         try:
             if step.kind == "script":
-                _remember(plan.root)
+                trouble += _remembered(plan.root)
             _act(step, plan.common)
             if step.kind == "take-out" and not step.event:
                 _forget(plan.root)
@@ -405,12 +405,16 @@ def carry_out(plan: Plan) -> list[str]:
     return trouble
 
 
-def _remember(root: Path) -> None:
-    """Note the repository for `cargo cow uninstall`, wherever that is called."""
-    noted = notes.load()
-    main = git.checkouts(root)[0].root
-    if main not in noted.hooks:
-        notes.save(noted._replace(hooks=(*noted.hooks, main)))
+def _remembered(root: Path) -> list[str]:
+    """Note the repository for `cargo cow uninstall`, wherever that is called; what went wrong."""
+    try:
+        noted = notes.load()
+        main = git.checkouts(root)[0].root
+        if main not in noted.hooks:
+            notes.save(noted._replace(hooks=(*noted.hooks, main)))
+    except ConfigurationUnusable as error:
+        return [f"{error}; `cargo cow uninstall` has to be called here to take the hooks back"]
+    return []
 
 
 def _forget(root: Path) -> None:
