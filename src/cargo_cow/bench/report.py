@@ -74,6 +74,7 @@ def figures(report: Report) -> list[Figure]:
         *_worktree_figures(report),
         *_switch_figures(report),
         *_edit_figures(report),
+        *_state_figures(report),
         *_small_figures(report),
     ]
 
@@ -167,6 +168,60 @@ def _edit_figures(report: Report) -> Iterator[Figure]:
                 without.seconds / 3,
                 "seconds",
                 "limit: a third of the same edit with CARGO_COW_IDENTITY=off",
+            )
+
+
+def _state_figures(report: Report) -> Iterator[Figure]:
+    back, plain = report.cell("there-and-back", COW), report.cell("there-and-back", PLAIN)
+    if back is not None:
+        crates, _ = ran(back)
+        still = report.cell("unchanged", PLAIN)
+        spared = max(still.counts("rustc"), default=0) if still else 0
+        yield Figure(
+            "back on a commit: rustc calls",
+            max(back.counts("rustc"), default=0),
+            spared,
+            "calls",
+            ", ".join(crates),
+        )
+        if plain is not None:
+            yield Figure(
+                "back on a commit: the build",
+                back.seconds,
+                plain.seconds / 10,
+                "seconds",
+                "limit: a tenth of plain Cargo's",
+            )
+        sccache = report.cell("there-and-back", SCCACHE)
+        if sccache is not None:
+            yield Figure(
+                "back on a commit: the build, beside sccache",
+                back.seconds,
+                sccache.seconds / 5,
+                "seconds",
+                "limit: a fifth of sccache's, its cache warm",
+            )
+    for name in ("create", "activate"):
+        cell = report.cell(name, COW)
+        start = None if cell is None else cell.value("start_seconds")
+        if cell is not None and start is not None:
+            yield Figure(
+                f"snapshot {name}: beyond the program's start",
+                cell.seconds - start,
+                0.050,
+                "seconds",
+                "limit for Btrfs",
+            )
+    states = report.cell("states", COW)
+    if states is not None:
+        added, target = states.value("added_bytes"), states.value("target_bytes")
+        if added is not None and target:
+            yield Figure(
+                "twenty states: bytes the filesystem holds more",
+                added,
+                1.5 * target,
+                "bytes",
+                "limit: 1.5 × one target",
             )
 
 

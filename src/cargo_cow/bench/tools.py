@@ -197,6 +197,10 @@ class Bench:
             report = json.loads(result.stdout)
         return result.seconds, report
 
+    def cow(self, root: Path, *words: str) -> processes.Result:
+        """``cargo cow WORDS`` in a checkout; raises StepFailed."""
+        return self._run(COW, ["cargo", "cow", *words], self.workspace(root))
+
     def _run(
         self,
         tool: str,

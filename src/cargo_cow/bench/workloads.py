@@ -11,11 +11,12 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from cargo_cow import filesystems
-from cargo_cow.bench import processes, tools
+from cargo_cow.bench import processes, projects, tools
 from cargo_cow.bench.counting import Count
 from cargo_cow.bench.tools import (
     COW,
@@ -162,6 +163,90 @@ def _used() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def there_and_back(bench: Bench, tool: str, _run: int) -> Sample:
+    """Back on a commit that was built here before another one was: the build after the switch."""
+    here, other = bench.project.revisions[:2]
+    root = _switching(bench, tool, here, other)
+    bench.switch(root, here)
+    built = bench.build(tool, root)
+    bench.switch(root, other)
+    bench.build(tool, root)
+    return _sample(built)
+
+
+def _switching(bench: Bench, tool: str, here: str, other: str) -> Path:
+    """A worktree of the tool's, built at both commits, and now at the other."""
+    root = _built_main(bench, tool).with_name("switching")
+    if not root.exists():
+        bench.add(tool, root.name, here)
+        bench.build(tool, root)
+        bench.switch(root, other)
+        bench.build(tool, root)
+    return root
+
+
+def twenty_states(bench: Bench, tool: str, run: int) -> Sample:
+    """Twenty commits, each built and kept as a state: what the filesystem then holds more.
+
+    Seconds are the median of ``snapshot create``, Python's start included.
+    """
+    root = _built_main(bench, tool).with_name(f"states-{run}")
+    bench.add(tool, root.name, bench.project.revisions[0])
+    try:
+        bench.build(tool, root)
+        target = filesystems.usage(bench.target(root))
+        before = _occupied(root)
+        seconds = []
+        for number in range(_STATES):
+            edit(bench.workspace(root), number)
+            who = ["-c", "user.name=Cargo-CoW", "-c", "user.email=cargo-cow@localhost"]
+            projects.git([*who, "commit", "-qam", f"edit {number}"], root)
+            bench.build(tool, root)
+            seconds.append(bench.cow(root, "snapshot", "create", f"bench-{number}").seconds)
+        values = {
+            "states": float(_STATES),
+            "added_bytes": float(_occupied(root) - before),
+            "target_bytes": float(target.exclusive_bytes + target.shared_bytes),
+        }
+        return Sample(statistics.median(seconds), None, values)
+    finally:
+        names = [f"bench-{number}" for number in range(_STATES)]
+        with suppress(processes.StepFailed):
+            bench.cow(root, "snapshot", "delete", *names)
+        bench.discard(tool, root)
+
+
+_STATES = 20
+
+
+def _occupied(directory: Path) -> int:
+    """Bytes in use on the filesystem, by its own account."""
+    os.sync()
+    facts = os.statvfs(directory)
+    return (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+
+
+def state_made(bench: Bench, tool: str, run: int) -> Sample:
+    """``cargo cow snapshot create`` of a built target; ``start_seconds`` is the program's start."""
+    root = _built_main(bench, tool)
+    name = f"bench-{run}"
+    start = bench.cow(root, "--version").seconds
+    made = bench.cow(root, "snapshot", "create", name)
+    bench.cow(root, "snapshot", "delete", name)
+    return Sample(made.seconds, None, {"start_seconds": start})
+
+
+def state_activated(bench: Bench, tool: str, run: int) -> Sample:
+    """``cargo cow snapshot activate``; ``start_seconds`` is the program's start."""
+    root = _built_main(bench, tool)
+    name = f"bench-{run}"
+    bench.cow(root, "snapshot", "create", name)
+    start = bench.cow(root, "--version").seconds
+    activated = bench.cow(root, "snapshot", "activate", name)
+    bench.cow(root, "snapshot", "delete", name)
+    return Sample(activated.seconds, None, {"start_seconds": start})
+
+
 def prepare_alone(bench: Bench, tool: str, run: int) -> Sample:
     """``cargo cow prepare`` in a worktree that has no target yet: clone, prove, stamp."""
     _built_main(bench, tool)
@@ -241,6 +326,15 @@ WORKLOADS = (
         body_edit,
     ),
     Workload(
+        "there-and-back",
+        "the build after a switch back to a commit that was built here before",
+        (PLAIN, COW, SCCACHE),
+        there_and_back,
+    ),
+    Workload("states", "twenty states of twenty commits: one create", (COW,), twenty_states),
+    Workload("create", "cargo cow snapshot create", (COW,), state_made, repeat=3),
+    Workload("activate", "cargo cow snapshot activate", (COW,), state_activated, repeat=3),
+    Workload(
         "prepare", "cargo cow prepare alone, in a new worktree", (COW,), prepare_alone, repeat=3
     ),
     Workload("clone", "the donor's target cloned, alone", (COW,), clone_alone, repeat=3),
@@ -248,6 +342,9 @@ WORKLOADS = (
         "passed-call", "one compiler call that does nothing", (PLAIN, SHIM), passed_call, repeat=3
     ),
 )
+
+
+_OF_TWO_COMMITS = frozenset({"other-commit", "there-and-back"})
 
 
 def measure(
@@ -262,8 +359,8 @@ def measure(
     for workload in WORKLOADS:
         if workload.name not in names:
             continue
-        if workload.name == "other-commit" and len(bench.project.revisions) < 2:
-            say("other-commit: there is only one commit")
+        if workload.name in _OF_TWO_COMMITS and len(bench.project.revisions) < 2:
+            say(f"{workload.name}: there is only one commit")
             continue
         if workload.name == "body-edit" and bench.project.edited is None:
             say("body-edit: only with --project large")
