@@ -40,7 +40,7 @@ class Packages:
 
     def _partition(self) -> dict[str, list[str]]:
         try:
-            names = [str(path) for path in git.package_files(Path(self._checkout), Path())]
+            names = git.package_names(Path(self._checkout))
         except GitFailed:
             names = _walk(self._checkout, self._build_dir)
         roots = {

@@ -53,8 +53,10 @@ def place_of(workspace: Workspace) -> Place:
         git_dir = os.path.realpath(checkout.git_dir)
         common_dir = os.path.realpath(checkout.common_dir)
     members: dict[str, tuple[str, ...]] = {}
+    known: dict[str, str] = {}
     for package in workspace.members:
-        members[package.name] = (*members.get(package.name, ()), os.path.realpath(package.root))
+        physical = _physical(os.path.abspath(package.root), known)
+        members[package.name] = (*members.get(package.name, ()), physical)
     home = cargo_home()
     registry = tuple(
         f"{base}/{name}/" for base in {home, os.path.realpath(home)} for name in ("registry", "git")
@@ -74,6 +76,19 @@ def place_of(workspace: Workspace) -> Place:
         common_dir,
         standing,
     )
+
+
+def _physical(path: str, known: dict[str, str]) -> str:
+    """``os.path.realpath`` of an absolute path, looking at each directory once for all members."""
+    found = known.get(path)
+    if found is None:
+        parent, name = os.path.split(path)
+        if os.path.islink(path) or not name:
+            found = os.path.realpath(path)
+        else:
+            found = os.path.join(_physical(parent, known), name)
+        known[path] = found
+    return found
 
 
 def is_made_at(unit: Unit, place: Place) -> bool:

@@ -84,7 +84,8 @@ def create(
     # As long as that holds, the last build is one of what is checked out, whatever git did since.
     told = _Git(place, current=noted)
     if not noted:
-        prepare.capture(workspace)
+        with translated("recording", build_dir):
+            prepare.capture_at(Target(place.build_dir), place)
     return take(
         place,
         project,
