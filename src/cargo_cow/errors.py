@@ -116,6 +116,12 @@ class StoreUnusable(CowError):
     exit_code = 63
 
 
+class LinkerUnusable(CowError):
+    """A linker that was asked for is not installed, or cannot be called by the C compiler here."""
+
+    exit_code = 52
+
+
 class SandboxRefused(CowError):
     """Sandbox mode cannot be had here, or could not be the same as here.  Nothing was run."""
 

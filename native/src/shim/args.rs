@@ -137,7 +137,7 @@ pub fn expand(arguments: &[OsString]) -> Vec<Cow<'_, OsStr>> {
 }
 
 /// The value of `--name VALUE` or `--name=VALUE`.
-fn option<'a>(
+pub fn option<'a>(
     argument: &'a OsStr,
     name: &str,
     rest: &mut impl Iterator<Item = &'a OsStr>,
@@ -149,7 +149,7 @@ fn option<'a>(
 }
 
 /// The value of `-C VALUE`, `-CVALUE`, `--codegen VALUE` or `--codegen=VALUE`.
-fn codegen<'a>(
+pub fn codegen<'a>(
     argument: &'a OsStr,
     rest: &mut impl Iterator<Item = &'a OsStr>,
 ) -> Option<&'a OsStr> {

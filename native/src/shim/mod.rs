@@ -17,6 +17,7 @@ mod checkout;
 mod identity;
 mod inputs;
 mod layout;
+mod linker;
 mod observe;
 mod process;
 mod seed;
@@ -33,6 +34,7 @@ use std::time::Instant;
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
     // A panic of ours is no business of the build's; the default hook would print.
     std::panic::set_hook(Box::new(|panic| log(&format!("{panic}"))));
+    let arguments = linker::choose(arguments);
     let call = args::Call::of(&arguments);
     let plan = guarded(|| {
         if call.is_version_probe() {

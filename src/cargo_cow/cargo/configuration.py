@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NATIVE_NAME = "cargo-cow-native"
 CHAIN_VARIABLE = "CARGO_COW_CHAIN"
+LINKER_VARIABLE = "CARGO_COW_LINKER"
 _REMARK = "  # cargo cow init; cargo cow uninstall takes it back"
 
 
@@ -119,6 +120,11 @@ def wrapper_in(file: Path) -> Wrapper | None:
     return None
 
 
+def with_includes(file: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A file and what it includes, the strongest first.  Raises ConfigurationUnusable."""
+    return _with_includes(file, set())
+
+
 def _with_includes(file: Path, seen: set[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A file and what it includes, the strongest first (a file is stronger than its includes)."""
     if file in seen:
@@ -191,28 +197,37 @@ def is_ours(program: str) -> bool:
 # Editing
 
 
-def plan_wrapper(file: Path, program: str, chain: str | None) -> Change | None:
+def plan_wrapper(
+    file: Path, program: str, chain: str | None, linker: str | None = None
+) -> Change | None:
     """The change that makes ``program`` the wrapper in ``file`` and ``chain`` what it runs.
 
-    ``chain`` None leaves a chain that is there.  None when there is nothing to change.  Raises
-    ConfigurationUnusable for a text that does not parse or cannot be edited safely.
+    ``chain`` None leaves a chain that is there, ``linker`` None a linker that was chosen; "" takes
+    the choice out.  None when there is nothing to change.  Raises ConfigurationUnusable for a text
+    that does not parse or cannot be edited safely.
     """
+    variables = {CHAIN_VARIABLE: chain, LINKER_VARIABLE: linker or None}
+    lines = {name: value for name, value in variables.items() if value is not None}
 
-    def wanted(values: dict[str, Any]) -> None:
+    def edit(values: Any) -> None:
         _table(values, "build", file)["rustc-wrapper"] = program
-        if chain is not None:
-            _table(values, "env", file)[CHAIN_VARIABLE] = chain
+        for name, value in lines.items():
+            _table(values, "env", file)[name] = value
+        if linker == "" and isinstance(values.get("env"), dict):
+            values["env"].pop(LINKER_VARIABLE, None)
+            if not values["env"]:
+                del values["env"]
 
     def insert(text: str) -> str:
-        text = _set_line(text, "build", "rustc-wrapper", program)
-        return text if chain is None else _set_line(text, "env", CHAIN_VARIABLE, chain)
+        present = parse(text, file)
+        if present.get("build", {}).get("rustc-wrapper") != program:
+            text = _set_line(text, "build", "rustc-wrapper", program)
+        for name, value in lines.items():
+            if present.get("env", {}).get(name) != value:
+                text = _set_line(text, "env", name, value)
+        return text
 
-    def edit(document: Any) -> None:
-        _table(document, "build", file)["rustc-wrapper"] = program
-        if chain is not None:
-            _table(document, "env", file)[CHAIN_VARIABLE] = chain
-
-    return _plan(file, wanted, insert, edit)
+    return _plan(file, edit, insert, edit)
 
 
 def plan_without_wrapper(file: Path) -> Change | None:
@@ -223,26 +238,29 @@ def plan_without_wrapper(file: Path) -> Change | None:
     the file.
     """
 
-    def edit(document: Any) -> None:
-        build = document.get("build")
-        environment = document.get("env")
-        chain = None
-        if isinstance(environment, dict):
-            chain = environment.pop(CHAIN_VARIABLE, None)
-            if chain is not None and not environment:
-                del document["env"]
-        if not isinstance(build, dict) or not is_ours(str(build.get("rustc-wrapper", ""))):
-            return
-        if isinstance(chain, dict):
-            chain = chain.get("value")
-        if isinstance(chain, str) and chain:
-            build["rustc-wrapper"] = str(chain)
-        else:
-            del build["rustc-wrapper"]
-            if not build:
-                del document["build"]
+    return _plan(file, _take_out, None, _take_out)
 
-    return _plan(file, edit, None, edit)
+
+def _take_out(document: Any) -> None:
+    """Take our settings out of a document, and put a chained wrapper back."""
+    build = document.get("build")
+    environment = document.get("env")
+    chain = None
+    if isinstance(environment, dict):
+        linker = environment.pop(LINKER_VARIABLE, None)
+        chain = environment.pop(CHAIN_VARIABLE, None)
+        if (chain or linker) is not None and not environment:
+            del document["env"]
+    if not isinstance(build, dict) or not is_ours(str(build.get("rustc-wrapper", ""))):
+        return
+    if isinstance(chain, dict):
+        chain = chain.get("value")
+    if isinstance(chain, str) and chain:
+        build["rustc-wrapper"] = str(chain)
+    else:
+        del build["rustc-wrapper"]
+        if not build:
+            del document["build"]
 
 
 def _table(values: Any, name: str, file: Path) -> Any:
@@ -391,8 +409,24 @@ def take_back(change: Change) -> bool:
     build = values.get("build")
     if isinstance(build, dict) and is_ours(str(build.get("rustc-wrapper", ""))):
         return False
+    if not _is_within(values, parse(now, change.file)):
+        # A table of ours into which somebody else wrote: without its head, that would be elsewhere.
+        return False
     _write(change.file, before)
     return True
+
+
+def _is_within(values: dict[str, Any], others: dict[str, Any]) -> bool:
+    """Whether every name of ``values`` is at the same place in ``others``."""
+    return all(
+        name in others
+        and (not isinstance(value, dict) or _is_within(value, _dictionary(others[name])))
+        for name, value in values.items()
+    )
+
+
+def _dictionary(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _write(file: Path, text: str) -> None:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 )
 @click.option("--no-convert", is_flag=True, help="Leave the target an ordinary directory.")
 @click.option("--hooks", is_flag=True, help="Also git's hooks here, as cargo cow hooks install.")
+@click.option(
+    "--linker",
+    type=click.Choice(["mold", "lld", "wild", "default"]),
+    help="Who links from now on; no unit is rebuilt for it. Default: as it is.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @render.manifest_option
 @render.format_option
@@ -31,6 +36,7 @@ def command(
     project: bool,
     no_convert: bool,
     hooks: bool,
+    linker: str | None,
     dry_run: bool,
     manifest_path: str | None,
     style: str,
@@ -52,6 +58,7 @@ def command(
       cargo cow init               for all projects of this user
       cargo cow init --project     for this workspace alone
       cargo cow init --hooks       git prepares the target after a switch, too
+      cargo cow init --linker mold   programs are linked by mold, where nobody chose a linker
     """
     from cargo_cow import native
     from cargo_cow.setup import switching
@@ -63,6 +70,7 @@ def command(
         project=project,
         convert=not no_convert,
         hooks=hooks,
+        linker=linker,
         cargo_args=render.cargo_arguments(manifest_path),
     )
     done = None if dry_run else switching.carry_out(plan)

@@ -38,8 +38,9 @@ def command(*, everything: bool, no_sizes: bool, manifest_path: str | None, styl
     found = status(load(Path.cwd(), render.cargo_arguments(manifest_path)), sizes=not no_sizes)
     for line in found.trouble:
         render.say(f"warning: {line}")
+    linker = _linker()
     if style == "json":
-        render.print_json(_value(found))
+        render.print_json({**_value(found), "linker": linker})
         return 0
     import time
 
@@ -83,6 +84,7 @@ def command(*, everything: bool, no_sizes: bool, manifest_path: str | None, styl
                 if found.identity is None or not found.identity.file
                 else render.shown(str(found.identity)),
             ),
+            ("linker", render.shown(linker or "")),
             ("prepared", render.prepared_line(found.prepared, time.time())),
             (
                 "donor",
@@ -107,6 +109,16 @@ def command(*, everything: bool, no_sizes: bool, manifest_path: str | None, styl
     if len(listed) < len(found.rebuild):
         click.echo(f"  and {len(found.rebuild) - len(listed)} more (--all)")
     return 0
+
+
+def _linker() -> str | None:
+    from cargo_cow.errors import CowError
+    from cargo_cow.setup import linker
+
+    try:
+        return linker.in_force(Path.cwd())
+    except CowError:
+        return None  # a configuration that cannot be read: Cargo's own complaint comes first
 
 
 def _value(found: Status) -> dict[str, Any]:

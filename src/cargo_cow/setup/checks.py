@@ -56,6 +56,7 @@ def run(cwd: Path, cargo_args: Sequence[str] = ()) -> list[Check]:
             Check("project", "ok", f"{workspace.root}, {len(workspace.members)} package(s)")
         )
     checks += _wrapper(cwd)
+    checks += _linker(cwd)
     checks += _hooks(cwd)
     checks += _filesystem(cwd, workspace)
     if workspace is not None:
@@ -199,6 +200,33 @@ def _wrapper(cwd: Path) -> Iterator[Check]:
                 "the compiler is run without it",
                 f"install {chain}, or take {configuration.CHAIN_VARIABLE} out",
             )
+
+
+def _linker(cwd: Path) -> Iterator[Check]:
+    """Whether the linker that was chosen links: by linking."""
+    from cargo_cow import native
+    from cargo_cow.setup import linker
+
+    lost = "programs are linked as without cargo-cow"
+    try:
+        name = configuration.effective_variable(cwd, configuration.LINKER_VARIABLE)
+        if name is None:
+            return
+        own = linker.own_choice(cwd)
+        wrapper = configuration.effective_wrapper(cwd)
+        known = next((known for known in linker.NAMES if known == name), None)
+        if known is None:
+            yield Check("linker", "warn", f"{name} is not known", lost, "cargo cow init --linker")
+        elif wrapper is None or not configuration.is_ours(wrapper.program):
+            yield Check("linker", "warn", f"{name} is chosen, but no shim calls it", lost,
+                        "cargo cow init")  # fmt: skip
+        elif own is not None:
+            yield Check("linker", "ok", str(linker.in_force(cwd)))
+        else:
+            mark = linker.check(known, native.program(), cwd)
+            yield Check("linker", "ok", f"{mark} links; what was linked before stays as it is")
+    except CowError as error:
+        yield Check("linker", "warn", str(error), lost, error.hint)
 
 
 def _runs(program: str) -> bool:

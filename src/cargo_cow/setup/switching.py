@@ -76,13 +76,15 @@ def plan_init(
     project: bool = False,
     convert: bool = True,
     hooks: bool = False,
+    linker: str | None = None,
     cargo_args: Sequence[str] = (),
 ) -> Plan:
     """The steps that switch Cargo-CoW on, for the user or (``project``) for one workspace.
 
-    ``native`` is the program that Cargo is to call; ``hooks``: git's hooks of this repository, too.
-    Raises ConfigurationUnusable, NotACargoProject where a workspace is needed and there is none,
-    GitFailed and HooksRefused (``hooks``).
+    ``native`` is the program that Cargo is to call; ``hooks``: git's hooks of this repository, too;
+    ``linker``: who links from now on, "default" for rustc's own choice.  Raises
+    ConfigurationUnusable, NotACargoProject where a workspace is needed and there is none, GitFailed
+    and HooksRefused (``hooks``), LinkerUnusable (``linker``).
     """
     remarks: list[str] = []
     # Before Cargo is asked: it would answer with an error about something else.
@@ -98,11 +100,14 @@ def plan_init(
     steps: list[Step] = []
     base = workspace.root if project and workspace is not None else cwd
     chain = _chained(base, file, native, remarks)
-    change = configuration.plan_wrapper(file, str(native), chain)
+    chosen, mark = _linker(linker, base, file, native, remarks)
+    change = configuration.plan_wrapper(file, str(native), chain, chosen)
     if change is not None:
         detail = f'build.rustc-wrapper = "{native}"'
         if chain is not None:
             detail += f", which runs rustc through {chain}"
+        if chosen is not None:
+            detail += f", which links with {mark}" if chosen else ", which links as rustc does"
         steps.append(Step("set-wrapper", file, detail, change))
     if workspace is not None:
         steps += _markers(workspace)
@@ -131,6 +136,30 @@ def _workspace(
             raise
         remarks.append("no Cargo project here: only the user's configuration is looked at")
         return None
+
+
+def _linker(
+    wanted: str | None, cwd: Path, file: Path, native: Path, remarks: list[str]
+) -> tuple[str | None, str]:
+    """(what to set as linker, its mark); see `configuration.plan_wrapper`."""
+    if wanted is None:
+        return None, ""
+    if wanted == "default":
+        return "", ""
+    from cargo_cow.setup import linker
+
+    name = next(name for name in linker.NAMES if name == wanted)
+    mark = linker.check(name, native, cwd)
+    own = linker.own_choice(cwd)
+    if own is not None:
+        remarks.append(f"{own}: that linker stays, {name} is not used where it counts")
+        if own.file is None or Path(os.path.realpath(own.file)) == file:
+            return None, ""
+    usual, _ = linker.try_out("", native, cwd)
+    if usual is not None and linker.is_mark_of(name, usual):
+        remarks.append(f"rustc links with {usual} here without being asked: nothing to gain")
+        return "", ""
+    return name, mark
 
 
 def _chained(cwd: Path, file: Path, native: Path, remarks: list[str]) -> str | None:

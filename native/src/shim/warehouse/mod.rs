@@ -31,6 +31,7 @@ use super::process::{CHAIN, Said};
 use super::{layout, log, variable};
 use crate::clone_tree::Mode;
 use crate::depinfo;
+pub use compiler::located;
 use entry::{Entry, Moved};
 use key::{Context, Key};
 use ledger::Ledgers;
