@@ -236,6 +236,30 @@ def test_looking_costs_a_build_no_room_that_prunes(tiny: Path) -> None:
     assert loaded() == "True"
 
 
+@pytest.mark.parametrize("harm", ["", "no id\n", None])
+def test_a_baseline_that_cannot_be_read_is_not_pruned(tiny: Path, harm: str | None) -> None:
+    git(tiny, "config", "cargo-cow.keepLast", "0")
+    one, two = (snapshots.create_state(None, tiny) for _ in range(2))
+    snapshots.promote_snapshot(one.id, tiny)
+    note = tiny / ".git/cargo-cow/states/baseline"
+    note.unlink()
+    if harm is None:
+        note.mkdir()
+    else:
+        note.write_text(harm)
+    _, done = snapshots.prune_snapshots(Policy(keep_last=0), tiny)
+    assert done is not None
+    assert done.removed == ()
+    assert "promote one" in done.refused[0][1]
+    _tidy(tiny)
+    assert [entry.id for entry in _states(tiny)] == [one.id, two.id]
+    # Who names a state means it.
+    assert snapshots.delete_snapshots([two.id], tiny).removed == (two.id,)
+    if harm is not None:
+        snapshots.promote_snapshot(one.id, tiny)
+        assert _states(tiny)[0].baseline
+
+
 def test_a_wrong_setting_does_not_keep_a_build(tiny: Path, tmp_path: Path) -> None:
     snapshots.create_state(None, tiny)
     git(tiny, "config", "cargo-cow.keepLast", "many")

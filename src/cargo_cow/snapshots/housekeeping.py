@@ -2,9 +2,10 @@
 
 On the path of builds that compiled something, so what decides whether there is anything to do
 reads a directory and a small file, asks the filesystem for its free space and git for the settings
-(3 ms); the room that prunes is loaded after that.  It works in the foreground, without a process
-that would outlive the build, and within bounds: `_AT_ONCE` states go per build.  Only automatic
-ones go: those with a name, the baseline, and what somebody changed are never touched unasked.
+(some 3 ms); the room that prunes is loaded after that.  It works in the foreground, without a
+process that would outlive the build, and within bounds: `_AT_ONCE` states go per build.  Only
+automatic ones go: those with a name, the baseline, and what somebody changed are never touched
+unasked.
 """
 
 from __future__ import annotations

@@ -308,7 +308,8 @@ def prune(workspace: Workspace, wanted: Plan, *, say: Callable[[str], None]) -> 
     """
     project = storing.project_of(workspace.root)
     build_dir = Path(os.path.realpath(workspace.build_dir))
-    return remove(project, build_dir, [decision.entry for decision in wanted.going], say=say)
+    going = [decision.entry for decision in wanted.going]
+    return remove(project, build_dir, going, by_rule=True, say=say)
 
 
 def remove(
@@ -317,9 +318,13 @@ def remove(
     entries: Sequence[State | Damaged],
     *,
     baseline_too: bool = False,
+    by_rule: bool = False,
     say: Callable[[str], None],
 ) -> Pruned:
-    """Forget and remove states; a baseline only if ``baseline_too``."""
+    """Forget and remove states; a baseline only if ``baseline_too``.
+
+    ``by_rule``: they were not chosen one by one, so none goes where the baseline may be among them.
+    """
     removed: list[str] = []
     refused: list[tuple[str, str]] = []
     collected: list[Path] = []
@@ -332,7 +337,12 @@ def remove(
         doomed: list[tuple[str, Path]] = []
         with store.locked():
             baseline = store.baseline()
+            unclear = by_rule and store.baseline_is_unclear()
             for entry in ours:
+                if unclear:
+                    why = "it cannot be read which state is the baseline: promote one"
+                    refused.append((entry.id, why))
+                    continue
                 if entry.id == baseline and not baseline_too:
                     refused.append((entry.id, "it has become the baseline"))
                     continue

@@ -138,6 +138,10 @@ class Store(NamedTuple):
             return None
         return text if states.ID.match(text) else None
 
+    def baseline_is_unclear(self) -> bool:
+        """Whether there is a note of the baseline that cannot be read."""
+        return os.path.lexists(self._baseline_file()) and self.baseline() is None
+
     def _baseline_file(self) -> Path:
         return self.directory / (f"baseline-{self.project.id}" if self.shared else "baseline")
 
