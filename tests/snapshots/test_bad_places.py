@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
-from tests.support.projects import cargo, cow, git, repository, settle, write
+from tests.support.projects import SOURCE, cargo, cow, git, repository, settle, write
 from tests.support.states import TINY, built, edit, half_made, project
 
 from cargo_cow import filesystems, snapshots
@@ -428,3 +431,51 @@ def test_a_switch_in_the_middle_of_a_build(
         snapshots.activate_cache("middle", root)
         assert cargo(root, tmp_path, "build").status == 0
         assert _tells(root) == text
+
+
+def test_a_hook_that_is_killed(tiny_any: Path, tmp_path: Path) -> None:
+    """At any moment: what plain Cargo builds afterwards is what is checked out."""
+    root = tiny_any
+    git(root, "switch", "-qc", "other")
+    write(root, {"src/text": "two"})
+    git(root, "commit", "-qam", "two")
+    built(root, tmp_path)
+    text = {"main": "one", "other": "two"}
+    arguments = [sys.executable, "-m", "cargo_cow", "hooks", "run", "post-checkout", "."]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+
+    def hook(after: float) -> bool:
+        child = subprocess.Popen(
+            arguments, cwd=root, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            child.wait(after)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            return True
+        return False
+
+    git(root, "switch", "-q", "main")
+    started = time.monotonic()
+    assert not hook(60.0)
+    whole = time.monotonic() - started
+    random = Random(8)
+    hits = 0
+    for turn in range(10):
+        branch = "main" if turn % 2 else "other"
+        settle()
+        git(root, "switch", "-q", branch)
+        hits += hook(random.uniform(0.3, 1.0) * whole)
+        assert "??" not in git(root, "status", "--porcelain", "--untracked-files=all")
+        assert cargo(root, tmp_path, "build").status == 0
+        assert _tells(root) == text[branch]
+    assert hits
+    for entry in _states(root):
+        state.verify(entry)
+    # What was left is swept up by those that are let live.
+    settle()
+    git(root, "switch", "-q", "other")
+    assert not hook(60.0)
+    snapshots.create_state("last", root)
+    _nothing_half_made(root)
