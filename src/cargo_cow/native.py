@@ -110,6 +110,26 @@ def clone_tree(
     return CloneTree(**{name: reply[name] for name in CloneTree._fields})
 
 
+def try_view(directory: Path) -> tuple[int | None, str] | None:
+    """Make a view, as sandbox mode and identities do, and leave it again; ``directory`` is bound.
+
+    None where that works, else (errno, what was said).  Raises NativeMissing.
+    """
+    import subprocess
+
+    path = program()
+    words: list[str | Path] = [path, "--enter", "--bind", directory, directory]
+    words += ["--", path, "--version"]
+    try:
+        run = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        reply = json.loads(run.stdout)
+    except (OSError, ValueError) as error:
+        raise NativeMissing(f"{path} cannot make a view: {error}") from error
+    if "protocol" in reply:
+        return None
+    return reply.get("errno"), str(reply.get("error", "unknown error"))
+
+
 def version() -> str:
     """The program's version.  Raises NativeMissing where it speaks another protocol."""
     reply = _ask(["--version"])

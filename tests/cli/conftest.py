@@ -62,7 +62,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir()
     path.write_text(
         "#!/bin/sh\n"
-        'if [ "$1" = --version ]; then\n'
+        'if [ "$1" = --version ] || [ "$1" = --enter ]; then\n'
         '  echo \'{"name":"cargo-cow-native","version":"0.1.0","protocol":1}\'\n'
         "  exit 0\n"
         "fi\n"

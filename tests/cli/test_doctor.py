@@ -12,8 +12,6 @@ import pytest
 from tests.cli.conftest import FILES, Cow, Ran
 from tests.support.projects import git, repository
 
-from cargo_cow.setup import checks
-
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -68,11 +66,10 @@ def test_no_tools(cow: Cow, project: Path, tmp_path: Path, monkeypatch: pytest.M
     ran = cow("doctor", "--format", "json")
     assert ran.status == 1
     found = by_name(ran)
-    assert {name: found[name]["status"] for name in ("cargo", "rustc", "git", "namespaces")} == {
+    assert {name: found[name]["status"] for name in ("cargo", "rustc", "git")} == {
         "cargo": "fail",
         "rustc": "fail",
         "git": "warn",
-        "namespaces": "warn",
     }
 
 
@@ -200,15 +197,3 @@ def test_a_package_without_git(cow: Cow, tmp_path: Path, monkeypatch: pytest.Mon
     write(tmp_path / "plain", FILES)
     monkeypatch.chdir(tmp_path / "plain")
     assert doctor(cow)["checkouts"]["status"] == "warn"
-
-
-def test_refused_namespaces(cow: Cow, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = checks._output
-
-    def refuse(command: list[str], cwd: Path) -> str | None:
-        return None if command[0] == "unshare" else original(command, cwd)
-
-    monkeypatch.setattr(checks, "_output", refuse)
-    found = doctor(cow)["namespaces"]
-    assert found["status"] == "warn"
-    assert "sysctl -w" in found["mend"] or "util-linux" in found["mend"]

@@ -478,28 +478,16 @@ def _identity(workspace: Workspace) -> Iterator[Check]:
 
 
 def _namespaces() -> Check:
-    if _output(["unshare", "-Ur", "true"], Path("/")) is not None:
-        return Check("namespaces", "ok", "this user may make user namespaces")
-    import shutil
+    """Whether a view can be made, as identities and sandbox mode need it: by making one."""
+    from cargo_cow.setup import namespaces
 
-    if shutil.which("unshare") is None:
-        return Check("namespaces", "warn", "unshare is not installed, so this was not tried",
-                     "nothing in this version", "install util-linux")  # fmt: skip
-    switch = "sysctl -w user.max_user_namespaces=15000"
-    for name, value in (
-        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
-        ("kernel/unprivileged_userns_clone", "0"),
-    ):
-        try:
-            if Path("/proc/sys", name).read_text().strip() == value:
-                opposite = "0" if value == "1" else "1"
-                switch = f"sysctl -w {name.replace('/', '.')}={opposite}"
-        except OSError:
-            continue
-    return Check(
-        "namespaces",
-        "warn",
-        "this user may not make user namespaces",
-        "nothing in this version; incremental state that keeps its path will need them",
-        f"{switch}, as root; in a container: allow clone(CLONE_NEWUSER)",
-    )
+    lost = "the first edit in a new worktree compiles whole crates anew"
+    try:
+        refusal = namespaces.refusal()
+    except CowError as error:
+        return Check("namespaces", "warn", f"not tried: {error}", lost, error.hint)
+    if refusal is None:
+        return Check("namespaces", "ok", "this user may make mount namespaces")
+    if _output(["bwrap", "--dev-bind", "/", "/", "true"], Path("/")) is None:
+        lost += ", and sandbox mode is refused"
+    return Check("namespaces", "warn", refusal.reason, lost, refusal.mend)
