@@ -66,6 +66,12 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
             Ok((_, true)) => return ExitCode::FAILURE,
             Ok((failure, false)) | Err(failure) => Err(failure),
         },
+        // The shim's own: what is left to do after a compile.
+        Some("--keep") if arguments.len() == 2 => {
+            crate::shim::warehouse::finish(Path::new(&arguments[1]))
+                .map(|()| json!({}))
+                .map_err(Failure::usage)
+        }
         Some(other) => Err(Failure::usage(format!("unknown verb {other}"))),
         None => Err(Failure::usage(
             "a verb (--version, --clone-tree, --enter) or a compiler is needed",

@@ -87,6 +87,34 @@ class CargoCowShim(CargoCow):
         return {"RUSTC_WRAPPER": str(native.program())}
 
 
+class CargoCowWarehouse(CargoCowShim):
+    """With the warehouse, which lies in the history's own home.
+
+    Every third build finds no target: all of it has to come back right.  Every fifth finds an
+    entry damaged.
+    """
+
+    name = "cargo-cow-warehouse"
+
+    def __init__(self) -> None:
+        self.builds = 0
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "CARGO_COW_WAREHOUSE": "on"}
+
+    def before_build(self, checkout: Path, target: Path) -> None:
+        self.builds += 1
+        if self.builds % 3 == 0:
+            shutil.rmtree(target, ignore_errors=True)
+        if self.builds % 5 == 0:
+            home = checkout.parent / "home"
+            outputs = sorted(home.glob(".cache/cargo-cow/warehouse/units/*/*/*/0"))
+            if outputs:
+                victim = outputs[self.builds % len(outputs)]
+                victim.chmod(0o600)
+                victim.write_bytes(victim.read_bytes()[::-1])
+
+
 class CargoCowOwnPlace(CargoCowShim):
     """Without identities: rustc sees every checkout where it lies."""
 
@@ -224,6 +252,7 @@ _ALL = (
     CargoCowOwnPlace,
     CargoCowNow,
     GitHooks,
+    CargoCowWarehouse,
     CopyAndTouch,
     TouchInPlace,
     CopyWithTimes,

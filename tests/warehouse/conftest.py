@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,15 @@ class Place(NamedTuple):
         words = arguments or ("build",)
         built = cargo(project, self.scratch, *words, **self.environment(**extra))
         assert built.status == 0, built.output
+        self.wait()
         return built
+
+    def wait(self) -> None:
+        """Until all that was compiled is kept, which goes on after the build."""
+        until = time.monotonic() + 30
+        while list(self.store.glob("making/*")):
+            assert time.monotonic() < until, "it is never kept"
+            time.sleep(0.01)
 
     def project(self, name: str, files: dict[str, str]) -> Path:
         return repository(self.root / name, files)

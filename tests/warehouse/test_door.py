@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cargo_cow.filesystems import usage
-from tests.support.projects import _environment, cargo, settle, write
+from tests.support.projects import _environment, cargo, cow, settle, write
 
 from .conftest import FILES, PACKAGE, Place, told, user
 
@@ -66,11 +67,12 @@ def test_all_kinds_of_targets_and_commands(place: Place) -> None:
     everything = ("build", "--all-targets")
     for words in (everything, ("check", "--all-targets"), ("build", "--release")):
         place.build(project, *words)
-    kept = place.counts()["kept"]
+    assert place.reasons("not-kept") == []
+    misses = place.counts()["miss"]
     shutil.rmtree(project / "target")
     for words in (everything, ("check", "--all-targets"), ("build", "--release")):
-        assert place.build(project, *words).rustc == []
-    assert place.counts()["hit"] == kept
+        assert place.build(project, *words).rustc == [], place.reasons("miss")[misses:]
+    assert place.counts()["hit"] == misses
     assert place.build(project, "test").rustc == []
 
 
@@ -98,6 +100,7 @@ def test_what_was_said_is_said_again(place: Place) -> None:
         for _ in range(2):
             shutil.rmtree(project / "target", ignore_errors=True)
             assert said(*more) == plain
+            place.wait()
     # Cargo asks rustc for the same form in both.
     assert place.counts() == {"miss": 1, "kept": 1, "hit": 3}
 
@@ -271,6 +274,7 @@ def test_an_input_that_changes_while_it_is_compiled(place: Place) -> None:
     settle()
     environment = {**os.environ, **place.environment(), "RUSTC": str(slow)}
     subprocess.run(["cargo", "build", "-q", "-p", "util"], cwd=project, env=environment, check=True)
+    place.wait()
     assert place.counts() == {"miss": 1, "not-kept": 1}
     assert "inner.rs" in place.reasons("not-kept")[0]
 
@@ -334,6 +338,7 @@ def test_two_builds_at_once(place: Place, dependencies: Path) -> None:
         for project in projects
     ]
     assert [child.wait() for child in running] == [0, 0]
+    place.wait()
     for project in projects:
         shown, where = told(project, project.name).split()
         assert shown == "<7>"
@@ -358,6 +363,13 @@ def test_killed_at_any_moment_the_store_works(place: Place) -> None:
         time.sleep(moment)
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+        # Those who keep are in groups of their own.
+        for directory in place.store.glob("making/*"):
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if os.fsencode(directory) in (process / "cmdline").read_bytes().split(b"\0"):
+                        os.kill(int(process.name), signal.SIGKILL)
+        shutil.rmtree(place.store / "making", ignore_errors=True)
     shutil.rmtree(project / "target", ignore_errors=True)
     place.build(project)
     assert told(project) == "u1 none"
@@ -441,3 +453,30 @@ def test_events_are_lines_of_json(place: Place) -> None:
     project = place.project("main", FILES)
     place.build(project)
     assert len(place.events()) == 6
+
+
+def test_a_worktree_whose_compiler_sees_it_elsewhere(place: Place, tmp_path: Path) -> None:
+    """A worktree's incremental compiles run at its identity, and are kept for it alone."""
+    project = place.project("main", FILES)
+    place.build(project)
+    there = place.root / "there"
+    log = tmp_path / "log"
+    environment = place.environment(CARGO_COW_LOG=str(log))
+    assert cow(project, place.scratch, "worktree", "add", str(there), **environment).status == 0
+    write(there, {"app/src/main.rs": FILES["app/src/main.rs"].replace("{} {}", "{}-{}")})
+    settle()
+    built = cow(there, place.scratch, "build", "-v", **environment)
+    place.wait()
+    assert built.rustc == ["app"], built.output
+    assert "identity: ran in" in log.read_text()
+    assert told(there) == "u1-none"
+    # The script runs again.
+    settle()
+    again = cow(there, place.scratch, "build", "-v", **environment)
+    assert (again.rustc, again.scripts) == ([], 1), again.output
+    # What is made at the real path is something else.
+    settle()
+    os.utime(there / "app/src/main.rs")
+    real = place.build(there, CARGO_COW_IDENTITY="off")
+    assert real.rustc == ["app"]
+    assert told(there) == "u1-none"

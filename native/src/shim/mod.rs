@@ -21,10 +21,10 @@ mod linker;
 mod observe;
 mod process;
 mod seed;
-mod warehouse;
+pub mod warehouse;
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
@@ -44,12 +44,8 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         let compile = call.compile()?;
         seed::mark(&compile.out_dir);
         let identity = guarded(|| identity::Plan::of(&call, &compile));
-        // What is compiled at an identity holds its path, and is not for others.
-        let door = if identity.is_none() {
-            guarded(|| warehouse::Door::of(&call, &compile))
-        } else {
-            None
-        };
+        let view = identity.as_ref().map(identity::Plan::view);
+        let door = guarded(|| warehouse::Door::of(&call, &compile, view.as_deref()));
         Some((observe::Plan::of(compile), identity, door))
     });
     let (observation, identity, door) = plan.unwrap_or_default();
@@ -82,12 +78,25 @@ fn stay(
     started = inputs::file_clock().max(started);
     let clock = Instant::now();
     let mut said = None;
-    let ended = match (identity.and_then(identity::Plan::run), &mut chained, &door) {
+    let at_identity = identity.and_then(|plan| {
+        let ended = plan.run(door.is_some().then_some(&mut said));
+        if ended.is_none() {
+            // What is made at the real path is something else than was looked for.
+            door = None;
+        }
+        ended
+    });
+    let ended = match (at_identity, &mut chained, &door) {
         (Some(ended), _, _) => Ok(ended),
         (None, Some(chained), _) => process::wait_for(chained),
         (None, None, None) => process::wait_for(&mut process::plain(compiler)),
         (None, None, Some(_)) => {
-            process::overhear(&mut process::plain(compiler)).map(|(ended, heard)| {
+            let heard = process::overhear(
+                &mut process::plain(compiler),
+                io::stderr(),
+                process::pass_on,
+            );
+            heard.map(|(ended, heard)| {
                 said = Some(heard);
                 ended
             })

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
@@ -67,7 +67,7 @@ pub fn wait_while(command: &mut Command, meanwhile: impl FnOnce(&mut Child)) -> 
 }
 
 /// What a compiler said while it ran.
-pub struct Said {
+pub struct Heard {
     pub stderr: Vec<u8>,
     /// All of it is here, and there was nothing on stdout.
     pub complete: bool,
@@ -76,48 +76,85 @@ pub struct Said {
 /// More than any compile should say; beyond it nothing more is remembered.
 const MOST_SAID: usize = 8 << 20;
 
-/// Runs the command as `wait_for` does, and hears what it says, which is passed on as it comes.
-pub fn overhear(command: &mut Command) -> io::Result<(Ended, Said)> {
+/// Passes on what is written to it, and remembers it.
+pub struct Recorder<W> {
+    to: W,
+    said: Vec<u8>,
+    complete: bool,
+}
+
+impl<W: Write> Recorder<W> {
+    fn new(to: W) -> Self {
+        Self {
+            to,
+            said: Vec::new(),
+            complete: true,
+        }
+    }
+}
+
+impl<W: Write> Write for Recorder<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if let Err(error) = self.to.write_all(data).and_then(|()| self.to.flush()) {
+            self.complete = false;
+            return Err(error);
+        }
+        self.complete &= self.said.len() + data.len() <= MOST_SAID;
+        if self.complete {
+            self.said.extend_from_slice(data);
+        }
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs the command as `wait_for` does, and hears what it says, which is passed on as it comes:
+/// stderr by `relay`, which returns at its end, or where nobody listens any more.
+pub fn overhear<W: Write>(
+    command: &mut Command,
+    to: W,
+    relay: impl FnOnce(ChildStderr, &mut Recorder<W>),
+) -> io::Result<(Ended, Heard)> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let (mut errors, mut others) = (None, None);
+    let mut errors = Recorder::new(to);
+    let mut others = Recorder::new(io::stdout());
     let ended = wait_while(command, |child| {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         std::thread::scope(|scope| {
-            let stdout = scope.spawn(|| stdout.map(|from| pass_on(from, io::stdout())));
-            errors = stderr.map(|from| pass_on(from, io::stderr()));
-            others = stdout.join().ok().flatten();
+            scope.spawn(|| stdout.map(|from| pass_on(from, &mut others)));
+            if let Some(from) = stderr {
+                relay(from, &mut errors);
+            }
         });
     })?;
-    let complete =
-        matches!((&errors, &others), (Some((_, true)), Some((said, true))) if said.is_empty());
-    let stderr = errors.map(|(said, _)| said).unwrap_or_default();
-    Ok((ended, Said { stderr, complete }))
+    Ok((
+        ended,
+        Heard {
+            complete: errors.complete && others.complete && others.said.is_empty(),
+            stderr: errors.said,
+        },
+    ))
 }
 
-/// Returns what came, and whether that is all.
-fn pass_on(mut from: impl Read, mut to: impl Write) -> (Vec<u8>, bool) {
-    let mut said = Vec::new();
-    let mut complete = true;
+/// Copies to the end; where nobody listens any more, returns: `from` is then closed, as `to` is.
+pub fn pass_on(mut from: impl Read, to: &mut Recorder<impl Write>) {
     let mut buffer = [0; 64 * 1024];
     loop {
         match from.read(&mut buffer) {
-            Ok(0) => return (said, complete),
+            Ok(0) => return,
             Ok(count) => {
-                // Where nobody listens any more: `from` is closed, as `to` is.
-                if to
-                    .write_all(&buffer[..count])
-                    .and_then(|()| to.flush())
-                    .is_err()
-                {
-                    return (said, false);
-                }
-                complete &= said.len() + count <= MOST_SAID;
-                if complete {
-                    said.extend_from_slice(&buffer[..count]);
+                if to.write_all(&buffer[..count]).is_err() {
+                    return;
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return (said, false),
+            Err(_) => {
+                to.complete = false;
+                return;
+            }
         }
     }
 }

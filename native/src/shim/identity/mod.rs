@@ -29,7 +29,7 @@ use rustix::fs::MemfdFlags;
 
 use super::args::{self, Call, Compile};
 use super::checkout::Checkout;
-use super::process::{self, Ended};
+use super::process::{self, Ended, Heard};
 use super::{log, variable};
 use crate::depinfo;
 use crate::namespace::{self, View};
@@ -181,21 +181,34 @@ impl Plan {
         })
     }
 
-    /// `None`: the compiler has still to be run at the real path.
-    pub fn run(self) -> Option<Ended> {
+    /// What is seen where: the code that is made depends on it.
+    pub fn view(&self) -> String {
+        format!("{:?}", self.view.binds)
+    }
+
+    /// Runs the compiler; `heard` gets what it said, for who wants it.  `None`: the compiler has
+    /// still to be run at the real path.
+    pub fn run(self, heard: Option<&mut Option<Heard>>) -> Option<Ended> {
         let mut command = Command::new(&self.program);
-        command
-            .args(&self.arguments)
-            .stderr(std::process::Stdio::piped());
+        command.args(&self.arguments);
         let inside = self.view.directory.display().to_string();
         namespace::confine(&mut command, self.view, log);
         let back = self.back.clone();
         let mut said = Said::new(self.doubt.is_some());
-        let ended = process::wait_while(&mut command, |child| {
-            if let Some(stderr) = child.stderr.take() {
-                back.relay(stderr, &mut said);
-            }
-        });
+        let ended = if let Some(heard) = heard {
+            let relay = |from, to: &mut _| back.relay(from, to);
+            process::overhear(&mut command, &mut said, relay).map(|(ended, all)| {
+                *heard = Some(all);
+                ended
+            })
+        } else {
+            command.stderr(std::process::Stdio::piped());
+            process::wait_while(&mut command, |child| {
+                if let Some(stderr) = child.stderr.take() {
+                    back.relay(stderr, &mut said);
+                }
+            })
+        };
         let ended = ended
             .inspect_err(|error| log(&format!("identity: not used: {error}")))
             .ok()?;

@@ -9,7 +9,9 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -187,78 +189,223 @@ fn output(value: &Value) -> Option<Output<'_>> {
     })
 }
 
-/// Puts an entry into the store.  `files` are (path, name, whether it is a program), `value` all
-/// that is known besides.  Returns what was kept, with each file's digest.
-pub fn keep(
-    store: &Store,
-    key: &str,
-    id: &str,
-    mut value: Value,
-    files: &[(PathBuf, String, bool)],
-) -> Result<(Moved, Vec<String>), String> {
-    let (directory, _lock) = store
-        .workshop()
-        .map_err(|error| format!("{}: {error}", store.root.display()))?;
-    let result = fill(store, &directory, &mut value, files).and_then(|kept| {
+/// One output of a compile, as it was when it was looked at.
+pub struct Made {
+    pub path: PathBuf,
+    pub name: String,
+    pub executable: bool,
+    pub digest: String,
+    pub looks: String,
+}
+
+/// An entry that is to be put into the store.
+///
+/// A reflink waits until the data of a new file is on the disk.  A build shall not: so the work is
+/// written down in a directory of the store and done by a process of its own (`--keep`), which
+/// ends when it is done.
+pub struct Job<'a> {
+    pub key: &'a str,
+    pub id: &'a str,
+    /// All that is known of the entry but its outputs.
+    pub value: Value,
+    pub made: &'a [Made],
+    /// For the diary, when it is done.
+    pub event: Value,
+    /// How many entries the key may have.
+    pub most: usize,
+}
+
+const JOB: &str = "job.json";
+
+impl Job<'_> {
+    /// Hands the work over; where no process can be started, it is done at once.
+    pub fn hand_over(self, store: &Store) -> Result<(), String> {
+        let said = |error: std::io::Error| format!("{}: {error}", store.root.display());
+        let (directory, lock) = store.workshop().map_err(said)?;
+        let made: Vec<Value> = self
+            .made
+            .iter()
+            .map(|made| {
+                let path = made.path.to_str().ok_or("not UTF-8")?;
+                Ok(json!([
+                    path,
+                    made.name,
+                    made.executable,
+                    made.digest,
+                    made.looks
+                ]))
+            })
+            .collect::<Result<_, &str>>()?;
+        let job = json!({
+            "root": store.root.to_str().ok_or("not UTF-8")?,
+            "copies": store.mode == Mode::Auto,
+            "key": self.key,
+            "id": self.id,
+            "value": self.value,
+            "made": made,
+            "event": self.event,
+            "most": self.most,
+        });
+        let written = create(&directory.join(JOB))
+            .and_then(|mut file| file.write_all(job.to_string().as_bytes()));
+        if let Err(error) = written {
+            let _ = fs::remove_dir_all(&directory);
+            return Err(said(error));
+        }
+        drop(lock);
+        let started = std::env::current_exe().and_then(|program| {
+            Command::new(program)
+                .arg("--keep")
+                .arg(&directory)
+                .current_dir("/")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                // What ends the build from the terminal need not end this.
+                .process_group(0)
+                .spawn()
+        });
+        match started {
+            Ok(_) => Ok(()),
+            Err(_) => finish(&directory),
+        }
+    }
+}
+
+/// Does what a `Job` wrote down in `directory`; whatever comes of it, the directory is gone then.
+pub fn finish(directory: &Path) -> Result<(), String> {
+    let result = carry_out(directory);
+    let _ = fs::remove_dir_all(directory);
+    result
+}
+
+fn carry_out(directory: &Path) -> Result<(), String> {
+    let said = |error: std::io::Error| error.to_string();
+    let lock = File::open(directory).map_err(said)?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|error| error.to_string())?;
+    let text = fs::read_to_string(directory.join(JOB)).map_err(said)?;
+    let mut job: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let word = |name: &str| job[name].as_str().ok_or("malformed").map(str::to_owned);
+    let (key, id) = (word("key")?, word("id")?);
+    let store = Store {
+        root: word("root")?.into(),
+        mode: if job["copies"] == true {
+            Mode::Auto
+        } else {
+            Mode::Reflink
+        },
+    };
+    let most = job["most"].as_u64().map_or(1, |most| most as usize);
+    let mut event = job["event"].take();
+    let kept = (|| {
+        let made: Vec<Made> = job["made"]
+            .as_array()
+            .and_then(|made| made.iter().map(made_of).collect())
+            .ok_or("malformed")?;
+        let mut value = job["value"].take();
+        let moved = fill(&store, directory, &mut value, &made)?;
         let entry = Entry {
-            directory: directory.clone(),
+            directory: directory.to_owned(),
             value,
         };
         let line = entry.value.to_string();
         let check = blake3::hash(line.as_bytes()).to_hex();
         create(&directory.join(META))
             .and_then(|mut file| file.write_all(format!("{line}\n{check}\n").as_bytes()))
-            .map_err(|error| error.to_string())?;
-        entry.mark_seen(files.len());
-        let place = store.key(key);
-        super::store::make(&place).map_err(|error| error.to_string())?;
-        match fs::rename(&directory, place.join(id)) {
-            Ok(()) => Ok(kept),
+            .map_err(said)?;
+        entry.mark_seen(made.len());
+        fs::remove_file(directory.join(JOB)).map_err(said)?;
+        let place = store.key(&key);
+        super::store::make(&place).map_err(said)?;
+        match fs::rename(directory, place.join(&id)) {
             // The same, kept by another build meanwhile.
-            Err(_) if place.join(id).is_dir() => {
-                let _ = fs::remove_dir_all(&directory);
-                Ok(kept)
-            }
+            Err(_) if place.join(&id).is_dir() => Ok(moved),
             Err(error) => Err(error.to_string()),
+            Ok(()) => Ok(moved),
         }
-    });
-    if result.is_err() {
-        let _ = fs::remove_dir_all(&directory);
+    })();
+    match &kept {
+        Ok(moved) => {
+            event["what"] = json!("kept");
+            event["reflinked"] = json!(moved.reflinked);
+            event["copied"] = json!(moved.copied);
+            event["copied_reason"] = json!(moved.reason);
+            prune(&store, &key, most);
+        }
+        Err(reason) => {
+            event["what"] = json!("not-kept");
+            event["reason"] = json!(reason);
+        }
     }
-    result
+    store.tell(&event);
+    kept.map(|_| ())
+}
+
+/// Lets the entries of a key go that were used longest ago.
+fn prune(store: &Store, key: &str, most: usize) {
+    for entry in Entry::all(store, key).iter().skip(most) {
+        remove(store, &entry.directory);
+    }
+}
+
+fn made_of(value: &Value) -> Option<Made> {
+    let [path, name, executable, digest, looks] = value.as_array()?.as_slice() else {
+        return None;
+    };
+    Some(Made {
+        path: path.as_str()?.into(),
+        name: name.as_str()?.to_owned(),
+        executable: executable.as_bool()?,
+        digest: digest.as_str()?.to_owned(),
+        looks: looks.as_str()?.to_owned(),
+    })
 }
 
 fn fill(
     store: &Store,
     directory: &Path,
     value: &mut Value,
-    files: &[(PathBuf, String, bool)],
-) -> Result<(Moved, Vec<String>), String> {
+    files: &[Made],
+) -> Result<Moved, String> {
     let mut moved = Moved::default();
-    let mut digests = Vec::new();
     let mut outputs = Vec::new();
-    for (index, (path, name, executable)) in files.iter().enumerate() {
-        let said = |error: std::io::Error| format!("{}: {error}", path.display());
-        let from = File::open(path).map_err(said)?;
+    for (index, made) in files.iter().enumerate() {
+        let said = |error: std::io::Error| format!("{}: {error}", made.path.display());
+        let from = File::open(&made.path).map_err(said)?;
         let size = from.metadata().map_err(said)?.size();
-        let kept = directory.join(index.to_string());
-        let to = create(&kept).map_err(said)?;
-        let method = transfer(&from, &to, size, store.mode).map_err(said)?;
-        moved.add(method, size);
-        // Of what is kept: that is what will be given out.
-        let (read, digest) = File::open(&kept)
-            .and_then(|mut file| inputs::digest(&mut file))
-            .map_err(said)?;
-        if read != size {
-            return Err(format!("{} is being written", path.display()));
+        let to = create(&directory.join(index.to_string())).map_err(said)?;
+        moved.add(transfer(&from, &to, size, store.mode).map_err(said)?, size);
+        // Not written to since it was hashed: so that is what was taken.  Cargo sets the mtime
+        // of metadata back; then the copy has to say what it is.
+        let stat = from.metadata().map_err(said)?;
+        let is_same = looks(&stat) == made.looks || {
+            let (read, digest) = File::open(directory.join(index.to_string()))
+                .and_then(|mut file| inputs::digest(&mut file))
+                .map_err(said)?;
+            read == size && digest == made.digest
+        };
+        if !is_same {
+            return Err(format!("{} was written to", made.path.display()));
         }
         to.set_permissions(fs::Permissions::from_mode(0o400))
             .map_err(said)?;
-        outputs.push(json!([name, size, digest, executable]));
-        digests.push(digest);
+        outputs.push(json!([made.name, size, made.digest, made.executable]));
     }
     value["outputs"] = Value::Array(outputs);
-    Ok((moved, digests))
+    Ok(moved)
+}
+
+/// Whether a file was written to in between: another link to it (Cargo makes one for programs)
+/// changes its ctime, and nothing else does without its mtime, but who sets that back.
+pub fn looks(stat: &fs::Metadata) -> String {
+    format!(
+        "{}:{}:{}:{}",
+        stat.dev(),
+        stat.ino(),
+        stat.size(),
+        inputs::modified(stat)
+    )
 }
 
 pub fn transfer(from: &File, to: &File, size: u64, mode: Mode) -> std::io::Result<Method> {

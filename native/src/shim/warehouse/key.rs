@@ -83,10 +83,12 @@ pub struct Context {
     /// A package from a registry or a git dependency, the same wherever it is built.
     pub is_dependency: bool,
     pub out: Option<PathBuf>,
+    /// What the compile sees elsewhere than where it is.
+    pub view: Option<String>,
 }
 
 impl Context {
-    pub fn of(profile: &Path) -> Option<Self> {
+    pub fn of(profile: &Path, view: Option<&str>) -> Option<Self> {
         let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
         let roots = observe::dependency_sources();
         Some(Self {
@@ -95,6 +97,7 @@ impl Context {
             is_dependency: roots.iter().any(|root| package.starts_with(root)),
             package,
             out: variable("OUT_DIR").map(PathBuf::from),
+            view: view.map(str::to_owned),
         })
     }
 
@@ -171,7 +174,9 @@ pub fn of(
     store: &Store,
 ) -> Result<Key, String> {
     let closure = ledgers.closure(&request.externs);
-    let tied = !context.is_dependency || (closure.impure && context.out.is_some());
+    let tied = !context.is_dependency
+        || (closure.impure && context.out.is_some())
+        || context.view.is_some();
     let mut parts = Parts {
         parts: Vec::new(),
         newest: 0,
@@ -189,6 +194,9 @@ pub fn of(
         parts.add("profile", context.profile.display().to_string());
         let out_dir = request.out_dir.display().to_string();
         parts.add("out-dir", out_dir);
+        if let Some(view) = &context.view {
+            parts.add("view", view);
+        }
     }
     for (name, path) in &request.externs {
         let digest = ledgers

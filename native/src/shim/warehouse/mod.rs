@@ -17,7 +17,7 @@ mod trees;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
@@ -27,12 +27,12 @@ use serde_json::{Value, json};
 use super::args::{Call, Compile};
 use super::identity::restore::Back;
 use super::inputs::{Hasher, Identity, Nanoseconds, modified};
-use super::process::{CHAIN, Said};
+use super::process::{CHAIN, Heard};
 use super::{layout, log, variable};
 use crate::clone_tree::Mode;
 use crate::depinfo;
 pub use compiler::located;
-use entry::{Entry, Moved};
+use entry::{Entry, Job, Made, Moved};
 use key::{Context, Key};
 use ledger::Ledgers;
 use request::Request;
@@ -57,7 +57,9 @@ pub struct Door {
 
 impl Door {
     /// `None`: switched off, or the call is the compiler's alone.
-    pub fn of(call: &Call, compile: &Compile) -> Option<Self> {
+    ///
+    /// `view`: what the compile sees elsewhere than where it is, if anything.
+    pub fn of(call: &Call, compile: &Compile, view: Option<&str>) -> Option<Self> {
         let opened = Instant::now();
         let profile = layout::profile_directory(&compile.out_dir)?;
         if !profile.is_absolute() {
@@ -66,7 +68,7 @@ impl Door {
         let store = Store::of(profile)
             .inspect_err(|reason| log(&format!("warehouse: not used: {reason}")))
             .ok()??;
-        let made = Self::made(call, compile, profile, &store);
+        let made = Self::made(call, compile, view, profile, &store);
         let (program, request, context, ledgers, key) = match made {
             Ok(made) => made,
             Err(reason) => {
@@ -91,6 +93,7 @@ impl Door {
     fn made(
         call: &Call,
         compile: &Compile,
+        view: Option<&str>,
         profile: &Path,
         store: &Store,
     ) -> Result<(OsString, Request, Context, Ledgers, Key), String> {
@@ -101,7 +104,7 @@ impl Door {
             return Err("stderr is a terminal".to_owned());
         }
         let request = Request::of(call, compile)?;
-        let context = Context::of(profile).ok_or("not called by Cargo")?;
+        let context = Context::of(profile, view).ok_or("not called by Cargo")?;
         let mut ledgers = Ledgers::default();
         let stem = format!("lib{}{}", request.crate_name, request.extra_filename);
         ledgers
@@ -145,7 +148,11 @@ impl Door {
     }
 
     fn tell(&self, what: &str, reason: &str, moved: &Moved, saved: f64) {
-        self.store.tell(&json!({
+        self.store.tell(&self.event(what, reason, moved, saved));
+    }
+
+    fn event(&self, what: &str, reason: &str, moved: &Moved, saved: f64) -> Value {
+        json!({
             "time": now(),
             "what": what,
             "reason": reason,
@@ -156,7 +163,7 @@ impl Door {
             "copied": moved.copied,
             "copied_reason": moved.reason,
             "compile_seconds": saved,
-        }));
+        })
     }
 
     fn forget_if_apart(&self, error: &io::Error) {
@@ -294,18 +301,16 @@ impl Door {
     }
 
     /// Keeps what the compile that began at `since` made.
-    pub fn keep(&mut self, since: Nanoseconds, hasher: &mut Hasher, said: &Said, seconds: f64) {
+    pub fn keep(&mut self, since: Nanoseconds, hasher: &mut Hasher, said: &Heard, seconds: f64) {
+        let began = Instant::now();
+        let name = self.request.crate_name.clone();
         match self.kept(since, hasher, said, seconds) {
-            Ok(moved) => {
-                log(&format!("warehouse: {} kept", self.request.crate_name));
-                self.tell("kept", "", &moved, seconds);
-                self.prune();
+            Ok(()) => {
+                let took = began.elapsed().as_secs_f64() * 1e3;
+                log(&format!("warehouse: {name} is kept ({took:.1} ms)"));
             }
             Err(reason) => {
-                log(&format!(
-                    "warehouse: {} not kept: {reason}",
-                    self.request.crate_name
-                ));
+                log(&format!("warehouse: {name} not kept: {reason}"));
                 self.tell("not-kept", &reason, &Moved::default(), seconds);
             }
         }
@@ -315,10 +320,9 @@ impl Door {
         &mut self,
         since: Nanoseconds,
         hasher: &mut Hasher,
-        said: &Said,
+        said: &Heard,
         seconds: f64,
-    ) -> Result<Moved, String> {
-        let began = Instant::now();
+    ) -> Result<(), String> {
         if !said.complete {
             return Err("it said too much, or on stdout".to_owned());
         }
@@ -347,7 +351,7 @@ impl Door {
         if again.newest >= super::inputs::earliest_stamp(again.newest, since) {
             return Err("a file that counts was changed meanwhile".to_owned());
         }
-        let bound = !self.key.tied && self.holds_target(&read, &files)?;
+        let (made, bound) = self.looked_at(&read, &files)?;
         let profile = self.context.profile.to_str().ok_or("not UTF-8")?;
         let mut id = blake3::Hasher::new();
         let form = json!(self.request.form);
@@ -389,19 +393,23 @@ impl Door {
             "stderr": stderr,
             "dep_info": dep_info,
         });
-        let outcome = entry::keep(&self.store, &self.key.digest, &id, value, &files);
-        let (moved, digests) = outcome?;
-        for ((path, _, _), digest) in files.iter().zip(&digests) {
-            if let Ok(stat) = fs::metadata(path) {
-                self.ledgers
-                    .note(profile.as_ref(), &Identity::of(&stat), digest);
-            }
+        for (made, identity) in &made {
+            self.ledgers.note(profile.as_ref(), identity, &made.digest);
         }
-        log(&format!(
-            "warehouse: keeping took {:.1} ms",
-            began.elapsed().as_secs_f64() * 1e3
-        ));
-        Ok(moved)
+        let made: Vec<Made> = made.into_iter().map(|(made, _)| made).collect();
+        let job = Job {
+            key: &self.key.digest,
+            id: &id,
+            value,
+            made: &made,
+            event: self.event("kept", "", &Moved::default(), seconds),
+            most: if self.request.incremental {
+                KEPT_INCREMENTAL
+            } else {
+                KEPT
+            },
+        };
+        job.hand_over(&self.store)
     }
 
     /// The files that rustc told of, and whether it said anything else.
@@ -489,52 +497,60 @@ impl Door {
         Ok((inputs, absent))
     }
 
-    /// Whether what was made of a dependency tells where it was made.
-    fn holds_target(
+    /// The outputs with their digests, and whether they tell where they were made: those of a
+    /// dependency, that is; others are for this place anyway.
+    fn looked_at(
         &self,
         read: &depinfo::DepInfo,
         files: &[(PathBuf, String, bool)],
-    ) -> Result<bool, String> {
+    ) -> Result<(Vec<(Made, Identity)>, bool), String> {
         let profile = self.context.profile.to_str().ok_or("not UTF-8")?;
         let out = self.context.out.as_ref().and_then(|out| out.to_str());
         let mut reads_out_dir = false;
+        let mut bound = false;
         for (name, value) in &read.environment {
             if value.as_ref().is_some_and(|value| value.contains(profile)) {
-                if name != "OUT_DIR" {
-                    return Ok(true);
-                }
+                bound |= name != "OUT_DIR";
                 reads_out_dir = true;
             }
         }
         let mut names: Vec<String> = read.files.clone();
         names.retain(|name| out.is_some_and(|out| Path::new(name).starts_with(out)));
         let finder = memchr::memmem::Finder::new(profile);
-        for (path, _, _) in files {
-            let contents = fs::read(path).map_err(|error| error.to_string())?;
-            let found = if reads_out_dir {
-                baked::holds(&contents, profile, &names)
-            } else {
-                // Nothing asked for it; so where it is, nobody knows why.
-                finder.find(&contents).is_some()
-            };
-            if found {
-                return Ok(true);
+        let mut result = Vec::new();
+        for (path, name, executable) in files {
+            let said = |error: io::Error| format!("{}: {error}", path.display());
+            let mut file = File::open(path).map_err(said)?;
+            let stat = file.metadata().map_err(said)?;
+            let mut contents = Vec::with_capacity(usize::try_from(stat.len()).unwrap_or(0));
+            file.read_to_end(&mut contents).map_err(said)?;
+            if Identity::of(&file.metadata().map_err(said)?) != Identity::of(&stat) {
+                return Err(format!("{} is being written", path.display()));
             }
+            if !self.key.tied && !bound {
+                bound = if reads_out_dir {
+                    baked::holds(&contents, profile, &names)
+                } else {
+                    // Nothing asked for it; so where it is, nobody knows why.
+                    finder.find(&contents).is_some()
+                };
+            }
+            let made = Made {
+                path: path.clone(),
+                name: name.clone(),
+                executable: *executable,
+                digest: blake3::hash(&contents).to_hex().to_string(),
+                looks: entry::looks(&stat),
+            };
+            result.push((made, Identity::of(&stat)));
         }
-        Ok(false)
+        Ok((result, bound && !self.key.tied))
     }
+}
 
-    /// Lets the entries of this key go that were used longest ago.
-    fn prune(&self) {
-        let most = if self.request.incremental {
-            KEPT_INCREMENTAL
-        } else {
-            KEPT
-        };
-        for entry in Entry::all(&self.store, &self.key.digest).iter().skip(most) {
-            entry::remove(&self.store, &entry.directory);
-        }
-    }
+/// The verb `--keep`: what a call handed over.
+pub fn finish(directory: &Path) -> Result<(), String> {
+    entry::finish(directory)
 }
 
 /// Whether the file has the digest; one that looks as it did then was not written to since.
