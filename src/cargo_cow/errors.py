@@ -128,6 +128,19 @@ class SandboxRefused(CowError):
     exit_code = 51
 
 
+class WarehouseMissing(CowError):
+    """There is no warehouse for builds here: switched off, or nothing was kept yet."""
+
+    exit_code = 70
+    hint = "switch it on: cargo cow init --warehouse, or CARGO_COW_WAREHOUSE=on"
+
+
+class WarehouseUnusable(CowError):
+    """The warehouse belongs to somebody else, or others may write to it, or it is none."""
+
+    exit_code = 71
+
+
 class NativeMissing(CowError):
     """The native program is not where the wheel installs it, or speaks another protocol."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NATIVE_NAME = "cargo-cow-native"
 CHAIN_VARIABLE = "CARGO_COW_CHAIN"
 LINKER_VARIABLE = "CARGO_COW_LINKER"
+WAREHOUSE_VARIABLE = "CARGO_COW_WAREHOUSE"
 _REMARK = "  # cargo cow init; cargo cow uninstall takes it back"
 
 
@@ -174,7 +175,7 @@ def effective_chain(cwd: Path) -> str | None:
 
 
 def effective_variable(cwd: Path, name: str) -> str | None:
-    """The value that rustc's environment has for a variable of ours: `[env]` counts as well."""
+    """The variable that Cargo's ``[env]`` sets for compilers in ``cwd``, or that is set anyway."""
     if name in os.environ:
         return os.environ[name] or None
     for file in files_for(cwd):
@@ -198,15 +199,23 @@ def is_ours(program: str) -> bool:
 
 
 def plan_wrapper(
-    file: Path, program: str, chain: str | None, linker: str | None = None
+    file: Path,
+    program: str,
+    chain: str | None,
+    linker: str | None = None,
+    warehouse: str | None = None,
 ) -> Change | None:
     """The change that makes ``program`` the wrapper in ``file`` and ``chain`` what it runs.
 
     ``chain`` None leaves a chain that is there, ``linker`` None a linker that was chosen; "" takes
-    the choice out.  None when there is nothing to change.  Raises ConfigurationUnusable for a text
-    that does not parse or cannot be edited safely.
+    the choice out; ``warehouse`` None its setting.  None when there is nothing to change.  Raises
+    ConfigurationUnusable for a text that does not parse or cannot be edited safely.
     """
-    variables = {CHAIN_VARIABLE: chain, LINKER_VARIABLE: linker or None}
+    variables = {
+        CHAIN_VARIABLE: chain,
+        LINKER_VARIABLE: linker or None,
+        WAREHOUSE_VARIABLE: warehouse,
+    }
     lines = {name: value for name, value in variables.items() if value is not None}
 
     def edit(values: Any) -> None:
@@ -249,7 +258,8 @@ def _take_out(document: Any) -> None:
     if isinstance(environment, dict):
         linker = environment.pop(LINKER_VARIABLE, None)
         chain = environment.pop(CHAIN_VARIABLE, None)
-        if (chain or linker) is not None and not environment:
+        warehouse = environment.pop(WAREHOUSE_VARIABLE, None)
+        if (chain or linker or warehouse) is not None and not environment:
             del document["env"]
     if not isinstance(build, dict) or not is_ours(str(build.get("rustc-wrapper", ""))):
         return

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     type=click.Choice(["mold", "lld", "wild", "default"]),
     help="Who links from now on; no unit is rebuilt for it. Default: as it is.",
 )
+@click.option(
+    "--warehouse",
+    is_flag=True,
+    help="Also keep what is compiled, for all projects: see cargo cow stats.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @render.manifest_option
 @render.format_option
@@ -37,6 +42,7 @@ def command(
     no_convert: bool,
     hooks: bool,
     linker: str | None,
+    warehouse: bool,
     dry_run: bool,
     manifest_path: str | None,
     style: str,
@@ -59,6 +65,7 @@ def command(
       cargo cow init --project     for this workspace alone
       cargo cow init --hooks       git prepares the target after a switch, too
       cargo cow init --linker mold   programs are linked by mold, where nobody chose a linker
+      cargo cow init --warehouse   units come back in other projects, too
     """
     from cargo_cow import native
     from cargo_cow.setup import switching
@@ -71,6 +78,7 @@ def command(
         convert=not no_convert,
         hooks=hooks,
         linker=linker,
+        warehouse=warehouse,
         cargo_args=render.cargo_arguments(manifest_path),
     )
     done = None if dry_run else switching.carry_out(plan)

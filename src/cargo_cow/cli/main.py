@@ -19,13 +19,16 @@ COMMANDS = {
     "demo": "show the main job on a real project",
     "doctor": "what works here, what is lost, and the command that mends it",
     "enter": "any command in sandbox mode, at a path that all checkouts share",
+    "gc": "let the warehouse shrink: the plan, and with --yes the act",
     "explain": "for each unit: proven, or the first reason why not",
     "hooks": "let git prepare the target after a switch, a merge or a rebase",
     "init": "switch Cargo-CoW on for plain cargo",
     "prepare": "make the target as fresh as can be proved",
     "snapshot": "keep what is built, and have it back",
+    "stats": "what the warehouse did: hits, misses by reason, bytes",
     "status": "this checkout: target, donor, what would rebuild and why",
     "uninstall": "take back all that init changed",
+    "verify": "compare what the warehouse keeps with its digests",
     "worktree": "git worktrees with a prepared target",
 }
 """Our own commands; every other verb is Cargo's."""

@@ -64,9 +64,7 @@ def run(cwd: Path, cargo_args: Sequence[str] = ()) -> list[Check]:
         checks += _siblings(workspace)
         checks += _identity(workspace)
     checks.append(_namespaces())
-    checks.append(
-        Check("store", "ok", "none: targets are cloned from the checkouts of the same project")
-    )
+    checks.append(_warehouse(cwd, workspace))
     return checks
 
 
@@ -491,3 +489,46 @@ def _namespaces() -> Check:
     if _output(["bwrap", "--dev-bind", "/", "/", "true"], Path("/")) is None:
         lost += ", and sandbox mode is refused"
     return Check("namespaces", "warn", refusal.reason, lost, refusal.mend)
+
+
+def _warehouse(cwd: Path, workspace: Workspace | None) -> Check:
+    """Whether what is compiled is kept, and where."""
+    from cargo_cow.errors import ConfigurationUnusable, WarehouseMissing, WarehouseUnusable
+    from cargo_cow.warehouse import store
+
+    try:
+        setting = configuration.effective_variable(cwd, configuration.WAREHOUSE_VARIABLE)
+    except ConfigurationUnusable:
+        return Check("warehouse", "ok", "not known: the configuration cannot be read")
+    if setting in (None, "", "off", "0"):
+        return Check("warehouse", "ok", "off (cargo cow init --warehouse switches it on)")
+    try:
+        root = store.locate(workspace, cwd)
+    except WarehouseMissing as error:
+        if setting == "on" and workspace is not None and _searched_in_vain(workspace):
+            return Check(
+                "warehouse",
+                "warn",
+                "no place shares data with the target",
+                "nothing that is compiled is kept",
+                "move target or cache to one Btrfs or XFS, or name a directory that may copy: "
+                f"{configuration.WAREHOUSE_VARIABLE}=/path",
+            )
+        return Check("warehouse", "ok", str(error))
+    except WarehouseUnusable as error:
+        return Check("warehouse", "warn", str(error), "nothing is kept or given out", error.hint)
+    if workspace is None or _shares(_existing(workspace.build_dir), root):
+        return Check("warehouse", "ok", f"{root}, shares data with the target")
+    return Check(
+        "warehouse",
+        "warn",
+        f"{root} cannot share data with the target",
+        "files are copied in and out: slower, and twice on the disk",
+        f"{configuration.WAREHOUSE_VARIABLE}=on uses a store only where data can be shared",
+    )
+
+
+def _searched_in_vain(workspace: Workspace) -> bool:
+    """Whether the shim looked for a store (``warehouse/store.rs``) and found none."""
+    notes = workspace.build_dir.glob("*/.cargo-cow/warehouse")
+    return any(note.read_text() == "-" for note in notes)

@@ -77,14 +77,15 @@ def plan_init(
     convert: bool = True,
     hooks: bool = False,
     linker: str | None = None,
+    warehouse: bool = False,
     cargo_args: Sequence[str] = (),
 ) -> Plan:
     """The steps that switch Cargo-CoW on, for the user or (``project``) for one workspace.
 
     ``native`` is the program that Cargo is to call; ``hooks``: git's hooks of this repository, too;
-    ``linker``: who links from now on, "default" for rustc's own choice.  Raises
-    ConfigurationUnusable, NotACargoProject where a workspace is needed and there is none, GitFailed
-    and HooksRefused (``hooks``), LinkerUnusable (``linker``).
+    ``linker``: who links from now on, "default" for rustc's own choice; ``warehouse``: what is
+    compiled is kept.  Raises ConfigurationUnusable, NotACargoProject where a workspace is needed
+    and there is none, GitFailed and HooksRefused (``hooks``), LinkerUnusable (``linker``).
     """
     remarks: list[str] = []
     # Before Cargo is asked: it would answer with an error about something else.
@@ -101,13 +102,16 @@ def plan_init(
     base = workspace.root if project and workspace is not None else cwd
     chain = _chained(base, file, native, remarks)
     chosen, mark = _linker(linker, base, file, native, remarks)
-    change = configuration.plan_wrapper(file, str(native), chain, chosen)
+    kept = "on" if warehouse else None
+    change = configuration.plan_wrapper(file, str(native), chain, chosen, kept)
     if change is not None:
         detail = f'build.rustc-wrapper = "{native}"'
         if chain is not None:
             detail += f", which runs rustc through {chain}"
         if chosen is not None:
             detail += f", which links with {mark}" if chosen else ", which links as rustc does"
+        if warehouse:
+            detail += f", with {configuration.WAREHOUSE_VARIABLE}=on"
         steps.append(Step("set-wrapper", file, detail, change))
     if workspace is not None:
         steps += _markers(workspace)

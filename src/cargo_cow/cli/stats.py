@@ -1,0 +1,73 @@
+"""``cargo cow stats``: what the warehouse did."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from cargo_cow.cli import render
+from cargo_cow.cli.warehouse import found, store_option
+
+
+@click.command("stats")
+@click.option("--days", type=click.IntRange(min=1), help="Count the last DAYS only.")
+@store_option
+@render.manifest_option
+@render.format_option
+def command(*, days: int | None, named: str | None, manifest_path: str | None, style: str) -> int:
+    """Show what the warehouse did: hits, misses by reason, what was kept, how files came.
+
+    Counted where it happens, a line for each call of the compiler.  A miss's reason is that of the
+    entry that came nearest: "new" where there was none of that key.
+
+    \b
+    Examples:
+      cargo cow stats
+      cargo cow stats --days 1 --format json
+    """
+    from cargo_cow.warehouse import stats, store
+
+    root = found(Path.cwd(), named, manifest_path)
+    since = time.time() - days * 86_400 if days else 0.0
+    counted = stats.count(store.events(root), since)
+    kept = store.entries(root)
+    if style == "json":
+        render.print_json(
+            {
+                **render.json_path("store", root),
+                **counted._asdict(),
+                "entries": len(kept),
+                "entries_bytes": sum(entry.size for entry in kept),
+            }
+        )
+        return 0
+    calls = counted.hits + counted.misses
+    share = f" ({counted.hits / calls:.0%} of {calls} calls)" if calls else ""
+    render.fields(
+        [
+            ("store", render.shown(root)),
+            ("entries", f"{len(kept)}, {render.human_bytes(sum(one.size for one in kept))}"),
+            ("hits", f"{counted.hits}{share}"),
+            ("a hit took", f"{counted.milliseconds_per_hit:.1f} ms" if counted.hits else ""),
+            ("compiling saved", f"{counted.seconds_saved:.0f} s" if counted.hits else ""),
+            ("reflinked", render.human_bytes(counted.reflinked_bytes)),
+            ("copied", _with_reasons(counted.copied_bytes, counted.copied_reasons)),
+            ("misses", str(counted.misses)),
+            *((f"  {reason}", str(number)) for reason, number in counted.missed.items()),
+            ("kept", str(counted.kept)),
+            ("not kept", str(sum(counted.not_kept.values()))),
+            *((f"  {reason}", str(number)) for reason, number in counted.not_kept.items()),
+            ("the compiler's alone", str(sum(counted.passed.values()))),
+            *((f"  {reason}", str(number)) for reason, number in counted.passed.items()),
+        ]
+    )
+    return 0
+
+
+def _with_reasons(size: int, reasons: dict[str, int]) -> str:
+    if not size:
+        return ""
+    told = ", ".join(f"{name} {number}" for name, number in reasons.items())
+    return f"{render.human_bytes(size)} ({told})"

@@ -1,0 +1,217 @@
+"""The warehouse as it lies on the disk: where it is, its entries, and what was noted of calls.
+
+The shim writes it (``native/src/shim/warehouse``); ``docs/warehouse.md`` is the contract of both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cargo_cow.cargo import configuration
+from cargo_cow.errors import WarehouseMissing, WarehouseUnusable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cargo_cow.cargo.workspace import Workspace
+
+ROOM = "cargo-cow/warehouse"
+META = "entry.json"
+_ABANDONED = 600.0
+"""Seconds after which a directory in ``making`` that nobody holds was left by one who died."""
+
+
+class Entry(NamedTuple):
+    """One entry.  ``trouble`` says why it cannot be used; its figures are then zero.
+
+    ``created`` and ``used`` are seconds since the epoch, ``seconds`` what the compile took.
+    """
+
+    path: Path
+    key: str
+    crate: str
+    package: str
+    created: float
+    used: float
+    seconds: float
+    incremental: bool
+    outputs: tuple[tuple[str, int, str], ...]
+    trouble: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its outputs, shared or not."""
+        return sum(size for _, size, _ in self.outputs)
+
+
+def locate(workspace: Workspace | None, cwd: Path, named: str | None = None) -> Path:
+    """The store that builds of the workspace use; ``named`` is one that the user names.
+
+    Raises WarehouseMissing where it is switched off or nothing was kept yet, and WarehouseUnusable
+    where it is not this user's alone.
+    """
+    if named is not None:
+        return _checked(Path(named).absolute())
+    setting = configuration.effective_variable(cwd, configuration.WAREHOUSE_VARIABLE)
+    if setting is not None and setting.startswith("/"):
+        return _checked(Path(setting))
+    for candidate in _candidates(workspace):
+        if candidate.is_dir():
+            return _checked(candidate)
+    if setting in (None, "", "off", "0"):
+        raise WarehouseMissing("the warehouse is switched off here, and there is none")
+    raise WarehouseMissing(
+        "nothing was kept yet",
+        hint="build once; `cargo cow doctor` says whether data can be shared",
+    )
+
+
+def _candidates(workspace: Workspace | None) -> Iterator[Path]:
+    if workspace is not None:
+        # What the shim found for each profile.
+        for pattern in ("*/.cargo-cow/warehouse", "*/*/.cargo-cow/warehouse"):
+            for note in sorted(workspace.build_dir.glob(pattern)):
+                with contextlib.suppress(OSError, ValueError):
+                    text = note.read_text().strip()
+                    if text.startswith("/"):
+                        yield Path(text)
+    cache = os.environ.get("XDG_CACHE_HOME") or ""
+    yield (Path(cache) if cache.startswith("/") else Path.home() / ".cache") / ROOM
+
+
+def _checked(root: Path) -> Path:
+    try:
+        status = root.lstat()
+    except OSError as error:
+        raise WarehouseMissing(f"{root}: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise WarehouseUnusable(f"{root} is not a directory")
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise WarehouseUnusable(
+            f"{root} is not yours alone", hint=f"chmod 700 {root}, or name another store"
+        )
+    if not (root / "CACHEDIR.TAG").exists():
+        raise WarehouseUnusable(f"{root} is no warehouse")
+    return root
+
+
+def entries(root: Path) -> list[Entry]:
+    """All entries, the one used last first; damaged ones have zeroes and their trouble."""
+    found = [
+        _entry(path)
+        for path in root.glob("units/*/*/*")
+        if path.is_dir() and not path.name.startswith(".")
+    ]
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def _entry(path: Path) -> Entry:
+    nothing = Entry(path, path.parent.name, "", "", 0.0, 0.0, 0.0, incremental=False, outputs=())
+    try:
+        used = (path / META).stat().st_mtime
+        line, check = (path / META).read_bytes().split(b"\n")[:2]
+        from blake3 import blake3
+
+        if blake3(line).hexdigest() != check.decode():
+            return nothing._replace(trouble=f"{META} is damaged")
+        value: dict[str, Any] = json.loads(line)
+        name, version = value["package"], value["version"]
+        return nothing._replace(
+            crate=str(value["crate"]),
+            package=f"{name} {version}" if name and version else str(name or ""),
+            created=float(value["created"]),
+            used=used,
+            seconds=float(value["seconds"]),
+            incremental=bool(value["incremental"]),
+            outputs=tuple(
+                (str(n), int(size), str(digest)) for n, size, digest, _ in value["outputs"]
+            ),
+        )
+    except OSError as error:
+        return nothing._replace(trouble=f"{META}: {error.strerror}")
+    except (ValueError, KeyError, TypeError):
+        return nothing._replace(trouble=f"{META} is of an unknown form")
+
+
+def damage(entry: Entry) -> str | None:
+    """What is wrong with an entry, all its outputs read and compared with their digests."""
+    if entry.trouble is not None:
+        return entry.trouble
+    from blake3 import blake3
+
+    for index, (name, size, digest) in enumerate(entry.outputs):
+        file = entry.path / str(index)
+        try:
+            status = file.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                return f"{name} is no file"
+            if status.st_size != size:
+                return f"{name} has {status.st_size} bytes, not {size}"
+            hasher = blake3()
+            if size:
+                hasher.update_mmap(file)
+            if hasher.hexdigest() != digest:
+                return f"{name} has another content"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return None
+
+
+def remove(root: Path, entry: Entry) -> bool:
+    """Take an entry out, whole.  False: somebody is using it, or it is gone already."""
+    lock: int | None = None
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(entry.path / META, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (root / "making").mkdir(mode=0o700, exist_ok=True)
+        aside = root / "making" / f"{os.getpid()}-{entry.path.name}"
+        entry.path.rename(aside)
+    except OSError:
+        return False
+    finally:
+        if lock is not None:
+            os.close(lock)
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty: other entries of the key
+        entry.path.parent.rmdir()
+    return True
+
+
+def leftovers(root: Path, now: float) -> list[Path]:
+    """What a process that was killed had begun to make or to remove."""
+    found = []
+    for path in sorted(root.glob("making/*")):
+        try:
+            if now - path.lstat().st_mtime < _ABANDONED:
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            continue
+        found.append(path)
+    return found
+
+
+def events(root: Path) -> Iterator[dict[str, Any]]:
+    """What was noted of calls, oldest first; lines that are torn are left out."""
+    for name in ("events.old", "events"):
+        try:
+            text = (root / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):
+                value = json.loads(line)
+                if isinstance(value, dict) and isinstance(value.get("what"), str):
+                    yield value

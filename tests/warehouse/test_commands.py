@@ -1,0 +1,202 @@
+"""``cargo cow stats``, ``gc``, ``verify``, ``init --warehouse`` and what doctor says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cargo_cow.errors import WarehouseMissing, WarehouseUnusable
+from cargo_cow.warehouse import gc, stats, store
+from tests.support.projects import SOURCE
+
+from .conftest import FILES, Place, told
+
+MONTH = 31 * gc.DAY
+
+
+def _cow(project: Path, *arguments: str, status: int = 0, **extra: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", "cargo_cow", *arguments, "--format", "json"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(SOURCE), **extra},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return json.loads(done.stdout) if done.stdout else done.stderr
+
+
+@pytest.fixture
+def project(place: Place) -> Path:
+    """Built twice: once kept, once given out."""
+    project = place.project("main", FILES)
+    place.build(project)
+    shutil.rmtree(project / "target")
+    place.build(project)
+    return project
+
+
+def test_stats(place: Place, project: Path) -> None:
+    told = _cow(project, "stats", "--store", str(place.store))
+    assert (told["hits"], told["misses"], told["kept"], told["entries"]) == (3, 3, 3, 3)
+    assert told["missed"] == {"new": 3}
+    assert told["reflinked_bytes"] > told["entries_bytes"] > 100_000
+    assert told["copied_bytes"] == 0
+    assert 0 < told["milliseconds_per_hit"] < 10_000
+    assert told["seconds_saved"] > 0
+    # Which store it is follows from what builds use.
+    again = _cow(project, "stats", CARGO_COW_WAREHOUSE=str(place.store))
+    assert again == told
+
+
+def test_reasons_are_counted_by_kind() -> None:
+    def event(what: str, reason: str, **more: object) -> dict[str, Any]:
+        return {"time": 5, "what": what, "reason": reason, **more}
+
+    counted = stats.count(
+        [
+            event("miss", "file src/a.rs"),
+            event("miss", "file src/b.rs"),
+            event("miss", "new file x/mod.rs"),
+            event("not-kept", "/w/src/a.rs: changed since the compile began"),
+            event("hit", "", seconds=0.5, compile_seconds=2.0, copied=7, copied_reason="EXDEV"),
+            {"what": "hit", "time": 1},
+        ],
+        since=2,
+    )
+    assert counted.missed == {"file differs": 2, "a new file": 1}
+    assert counted.not_kept == {"changed since the compile began": 1}
+    assert (counted.hits, counted.seconds_saved) == (1, 1.5)
+    assert (counted.copied_bytes, counted.copied_reasons) == (7, {"EXDEV": 1})
+
+
+def test_verify(place: Place, project: Path) -> None:
+    where = ("--store", str(place.store))
+    assert _cow(project, "verify", *where) == {
+        "store": str(place.store),
+        "entries": 3,
+        "damaged": [],
+    }
+    victim = place.entries()[0] / "0"
+    victim.chmod(0o600)
+    victim.write_bytes(victim.read_bytes()[::-1])
+    (place.entries()[1] / "entry.json").write_text("{}\n")
+    found = _cow(project, "verify", *where, status=1)["damaged"]
+    assert sorted(one["trouble"].partition(" has")[2] for one in found) == ["", " another content"]
+    assert len(_cow(project, "verify", "--remove", *where, status=1)["damaged"]) == 2
+    assert _cow(project, "verify", *where)["entries"] == 1
+
+
+def test_gc_plans_and_then_acts(place: Place, project: Path) -> None:
+    where = ("--store", str(place.store))
+    # What was used just now stays, whatever the budget.
+    assert _cow(project, "gc", "--budget", "1kB", "--yes", *where)["going"] == []
+    old = time.time() - MONTH
+    for entry in place.entries():
+        os.utime(entry / "entry.json", (old, old))
+    planned = _cow(project, "gc", *where)
+    assert {one["reason"] for one in planned["going"]} == {"not used for 31 days"}
+    assert (planned["done"], len(place.entries())) == (None, 3)
+    done = _cow(project, "gc", "--yes", *where)["done"]
+    assert (done["removed"], done["in_use"]) == (3, 0)
+    assert place.entries() == []
+    # No target needs an entry.
+    assert told(project) == "u1 none"
+    assert place.build(project, "build", "-p", "util").rustc == []
+
+
+def test_gc_frees_what_it_says(place: Place, project: Path) -> None:
+    shutil.rmtree(project / "target")
+    subprocess.run(["sync", "-f", place.store], check=True)
+    later = time.time() + 2 * gc.RECENT
+    planned = gc.plan(place.store, store.entries(place.store), gc.Policy(budget=0), later)
+    assert planned.staying == 0
+    assert planned.frees == planned.exclusive > 100_000
+    assert [one.reason for one in planned.going] == ["over the budget"] * 3
+
+
+def test_gc_leaves_what_is_in_use(place: Place, project: Path) -> None:
+    now = time.time() + MONTH
+    planned = gc.plan(place.store, store.entries(place.store), gc.Policy(unused_for=gc.DAY), now)
+    assert len(planned.going) == 3
+    # A build takes one of them between plan and act.
+    shutil.rmtree(project / "target")
+    place.build(project, "build", "-p", "util")
+    done = gc.carry_out(place.store, planned)
+    assert (done.removed, done.in_use) == (2, 1)
+    assert [entry.crate for entry in store.entries(place.store)] == ["util"]
+
+
+def test_what_a_killed_process_left_goes(place: Place, project: Path) -> None:
+    left = place.store / "making" / "1-2"
+    left.mkdir(parents=True)
+    later = time.time() + 3_600
+    assert store.leftovers(place.store, time.time()) == []
+    assert store.leftovers(place.store, later) == [left]
+    descriptor = os.open(left, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert store.leftovers(place.store, later) == []
+    finally:
+        os.close(descriptor)
+    gc.carry_out(place.store, gc.plan(place.store, [], gc.Policy(), later))
+    assert not left.exists()
+
+
+def test_which_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARGO_HOME", str(tmp_path / "cargo-home"))
+    with pytest.raises(WarehouseMissing, match="switched off"):
+        store.locate(None, tmp_path)
+    with pytest.raises(WarehouseMissing):
+        store.locate(None, tmp_path, str(tmp_path / "nowhere"))
+    (tmp_path / "other").mkdir(mode=0o700)
+    with pytest.raises(WarehouseUnusable, match="no warehouse"):
+        store.locate(None, tmp_path, str(tmp_path / "other"))
+    (tmp_path / "other" / "CACHEDIR.TAG").touch()
+    assert store.locate(None, tmp_path, str(tmp_path / "other")) == tmp_path / "other"
+    (tmp_path / "other").chmod(0o755)
+    with pytest.raises(WarehouseUnusable, match="not yours alone"):
+        store.locate(None, tmp_path, str(tmp_path / "other"))
+
+
+def test_init_switches_it_on_and_uninstall_off(place: Place) -> None:
+    project = place.project("main", FILES)
+    cache = str(place.root / "cache")
+    Path(cache).mkdir()
+    file = Path(os.environ["CARGO_HOME"]) / "config.toml"
+    file.parent.mkdir()
+    file.write_text("# mine\n")
+    _cow(project, "init")
+    assert "CARGO_COW_WAREHOUSE" not in file.read_text()
+    _cow(project, "init", "--warehouse")
+    assert 'CARGO_COW_WAREHOUSE = "on"' in file.read_text()
+    assert _cow(project, "init", "--warehouse")["steps"] == []
+    for _ in range(2):
+        subprocess.run(
+            ["cargo", "build", "-q"],
+            cwd=project,
+            check=True,
+            env={**os.environ, "XDG_CACHE_HOME": cache},
+        )
+        shutil.rmtree(project / "target")
+        time.sleep(0.5)
+    assert _cow(project, "stats", XDG_CACHE_HOME=cache)["hits"] == 3
+    (check,) = [
+        one
+        for one in _cow(project, "doctor", XDG_CACHE_HOME=cache)["checks"]
+        if one["name"] == "warehouse"
+    ]
+    assert (check["status"], "shares data" in check["found"]) == ("ok", True)
+    _cow(project, "uninstall")
+    assert file.read_text() == "# mine\n"
