@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from tests.support.projects import SOURCE, cargo, cow, git, repository, settle, write
+from tests.support.projects import SOURCE, cargo, cow, git, repository, run, settle, write
 from tests.support.sample import FILES
 
-from cargo_cow import filesystems, snapshots
+from cargo_cow import filesystems, native, snapshots
 from cargo_cow.cargo.target import Target
 from cargo_cow.cargo.workspace import load
 from cargo_cow.errors import CowError
@@ -233,6 +233,37 @@ def test_edits_alone_keep_nothing(btrfs: Path, tmp_path: Path) -> None:
         _commit(root, "one", f"one{number}")
         assert _build(root, tmp_path) == ["app", "one"]
     assert _states(root) == []
+
+
+def test_plain_cargo_with_the_shim_and_a_hook(btrfs: Path, tmp_path: Path) -> None:
+    """The hook alone keeps and grafts; records come from the shim, whatever git did since."""
+    root = _project(btrfs / "main", SMALL)
+    hook = [sys.executable, "-m", "cargo_cow", "hooks", "run", "post-checkout", str(root)]
+
+    def build() -> list[str]:
+        settle()
+        wrapper = str(native.program())
+        built = cargo(root, tmp_path, "build", "--workspace", RUSTC_WRAPPER=wrapper)
+        assert built.status == 0, built.output
+        settle()
+        return built.rustc
+
+    def switched(*words: str) -> None:
+        settle()
+        git(root, "switch", "-q", *words)
+        settle()
+        assert run(root, hook, tmp_path).status == 0
+
+    assert build() == ["app", "one", "two"]
+    switched("-c", "other")
+    assert len(_states(root)) == 1
+    _commit(root, "one", "ONE")
+    assert build() == ["app", "one"]
+    for branch, said in (("main", "one two"), ("other", "ONE two")) * 2:
+        switched(branch)
+        assert build() == []
+        assert _tells(root) == said
+    assert len(_states(root)) == 2
 
 
 # -- killed, full, at once

@@ -48,7 +48,7 @@ def _run(event: str, directory: Path) -> None:
         return
     from cargo_cow.snapshots import housekeeping, switching
 
-    switching.switched(workspace, wait=False, say=_say)
+    switching.switched(workspace, wait=False, say=_say, eager=True)
     housekeeping.tidy(workspace, say=_say, quick=True)
 
 

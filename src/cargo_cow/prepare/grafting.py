@@ -249,7 +249,7 @@ class _Offering:
         if unit is None or unit.is_documentation or unit.fingerprint_hash() is None:
             return None
         invoked = unit.invoked()
-        if invoked is None or (unit.shares_names and self._claims(unit) > 1):
+        if invoked is None or (unit.shares_names and self._is_shared(unit)):
             return None
         if self._torn(unit):
             return None
@@ -295,13 +295,15 @@ class _Offering:
         since = self.source.taken - filesystems.GRANULE_NS
         return any((mtime(path) or 0) >= since for path in (unit.hash_file, unit.invoked_file))
 
-    def _claims(self, unit: Unit) -> int:
-        """How many units of the package may have written the outputs that carry no hash."""
-        return sum(
+    def _is_shared(self, unit: Unit) -> bool:
+        """Whether another unit, there or here, may have written the outputs that carry no hash."""
+        return any(
             other.package == unit.package
             and other.stem == unit.stem
-            and other.profile is unit.profile
-            for other in self.target.units
+            and other.profile.name == unit.profile.name
+            and other.key != unit.key
+            for target in (self.target, self._here.target)
+            for other in target.units
         )
 
 

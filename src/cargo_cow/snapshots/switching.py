@@ -54,6 +54,7 @@ def switched(
     say: Callable[[str], None] = _silent,
     allow_copy: bool = True,
     again: bool = True,
+    eager: bool = False,
 ) -> Report:
     """Make the workspace's target as fresh as can be proved, with the help of the states.
 
@@ -61,7 +62,8 @@ def switched(
     missing (default: the nearest).  ``again``: whether a target that was removed may come back from
     a state of this very checkout; who ran ``cargo clean`` before ``cargo cow build`` wants a clean
     build.  ``wait``: for a build that runs in the target; else Locked is raised.  ``say`` gets
-    lines for people.
+    lines for people.  ``eager``: keep what was built although nothing has to be built again yet; a
+    hook is not asked again before plain Cargo builds over it.
 
     Raises CowError; whatever is raised, the target is the old one or the new one, whole, and what
     goes wrong with states alone is said, not raised.
@@ -80,7 +82,7 @@ def switched(
             )
     if donor is not None:
         say(f"{place.build_dir} is there already: the donor is not used")
-    if dry_run or not found.missing:
+    if dry_run or not (found.missing or eager):
         return prepare.settle(found, dry_run=dry_run, wait=wait, say=say)
     with ExitStack() as held:
         kept = None
@@ -92,7 +94,8 @@ def switched(
             if changed:
                 found = _recorded(workspace, found)
                 kept = _keep(place, project, known, found, wait, say)
-            grafts = _grafts(place, found, known, held, neighbours=changed)
+            if found.missing:
+                grafts = _grafts(place, found, known, held, neighbours=changed)
         except GitFailed:
             pass  # no repository, no states
         except CowError as error:
