@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,7 +104,8 @@ def _call_archive(path: Path, scratch: Path, env: Mapping[str, str]) -> str:
     libraries = ["-lpthread", "-ldl", "-lm", "-lgcc_s"]
     link = run(["cc", source, path, "-o", program, *libraries], scratch, env)
     if link[0] != 0:
-        return f"obs link = {link[2]}"
+        # The linker names an object of its own, each time another one.
+        return f"obs link = {re.sub(r'/[^:]*/cc[A-Za-z0-9]{6}[.]o', 'cc.o', link[2])}"
     return run([program], scratch, env)[1]
 
 

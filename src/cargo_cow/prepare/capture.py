@@ -73,7 +73,7 @@ class Capturer:
             if ledger.get(unit.key) == started:
                 examined[unit.key] = started
                 continue
-            if record.load(unit) is not None:
+            if record.is_kept(unit, started):
                 continue
             if unit.fingerprint_hash() is None:
                 continue  # dirty: Cargo will build it, and then it can be recorded

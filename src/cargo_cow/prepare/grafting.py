@@ -613,9 +613,8 @@ def _still(taking: Taking) -> Taking:
 def _stage(taking: Taking, staged: Path, t0: int) -> int:
     """Clone everything aside, with its times, and stamp it; returns the number of files."""
     names = [name for graft in taking.grafts for name in (*graft.parts, *graft.incremental)]
-    clone = filesystems.clone_parts(
-        taking.source.target, staged, names, allow_copy=taking.source.copied
-    )
+    # Where it cannot share, a copy is still cheaper than a compiler.
+    clone = filesystems.clone_parts(taking.source.target, staged, names)
     for graft in taking.grafts:
         if not _is_whole(graft, staged):
             continue
