@@ -425,6 +425,26 @@ class TestFiles:
         assert (root / ".git/hooks/post-checkout").read_text() == "#!/bin/sh\nexit 0\n"
         assert not (root / ".git/hooks/post-merge").exists()
 
+    def test_a_manager_that_drops_the_line_is_told(
+        self, root: Path, called: Path, tmp_path: Path
+    ) -> None:
+        """As lefthook does when its configuration changes; what it finds first it calls .old."""
+        hook = root / ".git/hooks/post-checkout"
+        _install(root)
+        hook.rename(hook.with_name("post-checkout.old"))
+        _hook(hook, "#!/bin/sh\n# LEFTHOOK\nexit 0\n")
+        assert not hooks.installed(root)
+        told = cow(root, tmp_path, "doctor").output
+        assert "cargo cow hooks install" in told
+        plan = _install(root)
+        assert any("lefthook" in remark for remark in plan.remarks)
+        git(root, "switch", "-q", "other")
+        assert _calls(called) == ["hooks run post-checkout ."]
+        assert not hooks.dropped(root)
+        _remove(root)
+        assert hook.read_text() == "#!/bin/sh\n# LEFTHOOK\nexit 0\n"
+        assert not hook.with_name("post-checkout.old").exists()
+
     def test_what_was_added_to_our_file_stays(self, root: Path) -> None:
         _install(root)
         hook = root / ".git/hooks/post-checkout"

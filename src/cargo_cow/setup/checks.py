@@ -120,10 +120,18 @@ def _hooks(cwd: Path) -> Iterator[Check]:
     from cargo_cow.setup import hooks
 
     try:
-        there = hooks.installed(cwd)
+        there, gone = hooks.installed(cwd), hooks.dropped(cwd)
     except CowError:
         return  # no repository: no hooks
-    if there:
+    if gone:
+        yield Check(
+            "hooks",
+            "warn",
+            "installed, and left out by whoever wrote git's hooks since",
+            "plain cargo build finds nothing prepared after a switch",
+            "cargo cow hooks install",
+        )
+    elif there:
         yield Check("hooks", "ok", "git prepares the target after a switch")
     else:
         yield Check("hooks", "ok", "none; after a switch, cargo cow build prepares the target")

@@ -350,6 +350,12 @@ def installed(cwd: Path) -> bool:
     return EVENTS[0] in _lines_in(place.directory)
 
 
+def dropped(cwd: Path) -> bool:
+    """Whether the hooks were installed, and somebody (a hook manager, a new ``core.hooksPath``) has
+    left our line out since.  Raises GitFailed."""
+    return os.path.lexists(where(cwd).common / "cargo-cow" / "hook") and not installed(cwd)
+
+
 def _lines_in(directory: Path) -> list[str]:
     return [
         event
