@@ -59,6 +59,15 @@ def test_the_whole_of_it(unit: Unit) -> None:
             [str(outside), 200_000, digest(outside)],
         ],
         "env": [["UNSET", None], ["SET", "a\\b\nc=d"]],
+        # The shell that stands for rustc opens no macro's library.
+        "hidden": {
+            "complete": True,
+            "files": [],
+            "directories": [],
+            "missing": [],
+            "existing": [],
+            "env": [],
+        },
     }
     assert {path.name for path in unit.fingerprint.iterdir()} == {
         "cow-observed.json",

@@ -32,6 +32,8 @@ pub struct Compile {
     pub sysroot: Option<PathBuf>,
     /// Where rustc keeps its state from one compile to the next.
     pub incremental: Option<PathBuf>,
+    /// As rustc chooses it for this platform where nothing is said.
+    pub linker: OsString,
 }
 
 impl<'a> Call<'a> {
@@ -64,6 +66,7 @@ impl<'a> Call<'a> {
         let mut emit: Option<OsString> = None;
         let mut sysroot = None;
         let mut incremental = None;
+        let mut linker = OsString::from("cc");
         while let Some(argument) = rest.next() {
             let argument: &OsStr = argument;
             if let Some(value) = option(argument, "--crate-name", &mut rest) {
@@ -82,6 +85,8 @@ impl<'a> Call<'a> {
                     extra_filename = extra.to_owned();
                 } else if let Some(path) = strip_prefix(value, "incremental=") {
                     incremental = Some(PathBuf::from(path));
+                } else if let Some(program) = strip_prefix(value, "linker=") {
+                    linker = program.to_owned();
                 }
             }
         }
@@ -110,6 +115,7 @@ impl<'a> Call<'a> {
             dep_info,
             sysroot,
             incremental,
+            linker,
         })
     }
 }

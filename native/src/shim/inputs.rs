@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -142,6 +143,29 @@ impl Hasher {
         let result = self.read(path);
         self.known.insert(path.to_owned(), result.clone());
         result
+    }
+
+    /// BLAKE3 (hex) of the sorted names in a directory, each followed by a zero, as the compile
+    /// found them; or why they count as unknown.
+    pub fn names(&mut self, directory: &Path) -> Result<String, String> {
+        let said = |error: std::io::Error| error.to_string();
+        let before = Identity::of(&fs::metadata(directory).map_err(said)?);
+        let entries = fs::read_dir(directory).map_err(said)?;
+        let names: Result<Vec<_>, _> = entries
+            .map(|entry| entry.map(|it| it.file_name()))
+            .collect();
+        let mut names = names.map_err(said)?;
+        names.sort();
+        let mut hasher = blake3::Hasher::new();
+        for name in names {
+            hasher.update(name.as_bytes());
+            hasher.update(b"\0");
+        }
+        let after = Identity::of(&fs::metadata(directory).map_err(said)?);
+        if before != after || self.is_since(after.modified) || self.was_moved(directory) {
+            return Err("changed since the compile began".to_owned());
+        }
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     fn read(&mut self, path: &Path) -> Result<Input, String> {

@@ -14,11 +14,13 @@
 
 mod args;
 mod checkout;
+mod hidden;
 mod identity;
 mod inputs;
 mod layout;
 mod linker;
 mod observe;
+mod observer;
 mod process;
 mod seed;
 pub mod warehouse;
@@ -72,30 +74,47 @@ fn stay(
             observation,
             &mut inputs::Hasher::new(since(observation, started)),
             started,
+            None,
         );
         return ExitCode::SUCCESS;
     }
     started = inputs::file_clock().max(started);
     let clock = Instant::now();
     let mut said = None;
+    let mut seen = Seen {
+        // A wrapper may hand the work to a server, which would go on being observed.
+        observer: observation
+            .filter(|_| chained.is_none())
+            .and_then(|_| observer::Observer::of(&compiler[0])),
+        back: None,
+    };
     let at_identity = identity.and_then(|plan| {
-        let ended = plan.run(door.is_some().then_some(&mut said));
+        let back = plan.back();
+        let heard = door.is_some().then_some(&mut said);
+        let ended = plan.run(seen.observer.as_ref(), heard);
         if ended.is_none() {
             // What is made at the real path is something else than was looked for.
             door = None;
+        } else {
+            seen.back = Some(back);
         }
         ended
     });
+    let plain = |seen: &mut Seen| {
+        let mut command = process::plain(compiler);
+        // What an earlier attempt noted is not what this compile reads.
+        seen.observer = seen.observer.as_ref().and_then(observer::Observer::again);
+        if let Some(observer) = &seen.observer {
+            observer.attach(&mut command);
+        }
+        command
+    };
     let ended = match (at_identity, &mut chained, &door) {
         (Some(ended), _, _) => Ok(ended),
         (None, Some(chained), _) => process::wait_for(chained),
-        (None, None, None) => process::wait_for(&mut process::plain(compiler)),
+        (None, None, None) => process::wait_for(&mut plain(&mut seen)),
         (None, None, Some(_)) => {
-            let heard = process::overhear(
-                &mut process::plain(compiler),
-                io::stderr(),
-                process::pass_on,
-            );
+            let heard = process::overhear(&mut plain(&mut seen), io::stderr(), process::pass_on);
             heard.map(|(ended, heard)| {
                 said = Some(heard);
                 ended
@@ -107,7 +126,7 @@ fn stay(
             if code == 0 {
                 let since = since(observation, started);
                 let mut hasher = inputs::Hasher::new(since);
-                note(observation, &mut hasher, started);
+                note(observation, &mut hasher, started, Some(&seen));
                 if let (Some(door), Some(said)) = (&mut door, &said) {
                     let seconds = clock.elapsed().as_secs_f64();
                     guarded(|| {
@@ -126,6 +145,12 @@ fn stay(
     }
 }
 
+/// What was observed of a compile that ran, and how paths that it saw are mapped to real ones.
+struct Seen {
+    observer: Option<observer::Observer>,
+    back: Option<identity::restore::Back>,
+}
+
 fn since(observation: Option<&observe::Plan>, started: inputs::Nanoseconds) -> inputs::Nanoseconds {
     observation.map_or(started, |plan| plan.since(started))
 }
@@ -134,10 +159,11 @@ fn note(
     observation: Option<&observe::Plan>,
     hasher: &mut inputs::Hasher,
     started: inputs::Nanoseconds,
+    seen: Option<&Seen>,
 ) {
     let Some(plan) = observation else { return };
     guarded(|| {
-        match plan.write(plan.since(started), hasher) {
+        match plan.write(plan.since(started), hasher, seen) {
             Ok(summary) => log(&summary),
             Err(reason) => log(&format!("not observed: {reason}")),
         }

@@ -2,17 +2,18 @@
 //!
 //! Written after a successful compile of a unit from a path.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::Compile;
 use super::inputs::{Hasher, Nanoseconds, earliest_stamp, modified};
-use super::layout::unit_directory;
-use super::variable;
-use crate::depinfo;
+use super::layout::{profile_directory, unit_directory};
+use super::{Seen, hidden, variable};
+use crate::depinfo::{self, DepInfo};
 
 /// Version of `cow-observed.json`.
 const FORMAT: u32 = 1;
@@ -31,6 +32,8 @@ pub struct Plan {
     directory: PathBuf,
     /// What lies below these never changes (registry, git dependencies, the toolchain).
     unchanging: Vec<PathBuf>,
+    profile: Option<PathBuf>,
+    linker: OsString,
 }
 
 pub fn cargo_home() -> Option<PathBuf> {
@@ -54,12 +57,15 @@ impl Plan {
         )?;
         let invoked = invoked(&unit)?;
         unchanging.extend(sysroots(&compile));
+        let profile = profile_directory(&compile.out_dir).map(Path::to_owned);
         Some(Self {
             unit,
             invoked,
             dep_info: compile.dep_info?,
             directory: std::env::current_dir().ok()?,
             unchanging,
+            profile,
+            linker: compile.linker,
         })
     }
 
@@ -77,8 +83,13 @@ impl Plan {
     }
 
     /// After the compile succeeded.  `since` is when it began (see there), as `hasher` was told.
-    /// Returns a line for the log.
-    pub fn write(&self, since: Nanoseconds, hasher: &mut Hasher) -> Result<String, String> {
+    /// `seen`: what was observed of it.  Returns a line for the log.
+    pub fn write(
+        &self,
+        since: Nanoseconds,
+        hasher: &mut Hasher,
+        seen: Option<&Seen>,
+    ) -> Result<String, String> {
         let failed = |what: &Path| {
             let what = what.display().to_string();
             move |error: std::io::Error| format!("{what}: {error}")
@@ -105,6 +116,7 @@ impl Plan {
                 Err(reason) => super::log(&format!("left out {}: {reason}", path.display())),
             }
         }
+        let hidden = seen.and_then(|seen| self.hidden(seen, &dep_info, hasher));
         if invoked(&self.unit) != Some(self.invoked) {
             return Err(format!("{}: invoked again", self.unit.display()));
         }
@@ -114,6 +126,7 @@ impl Plan {
             "cwd": directory,
             "files": &files,
             "env": dep_info.environment,
+            "hidden": hidden,
         });
         // Written aside and renamed, so that a reader sees all or nothing.  Not synced: after a
         // crash a torn file does not parse, and a missing one only means "unknown".
@@ -133,6 +146,30 @@ impl Plan {
             files.len(),
             dep_info.files.len()
         ))
+    }
+}
+
+impl Plan {
+    /// `None`: it was not observed.
+    fn hidden(&self, seen: &Seen, dep_info: &DepInfo, hasher: &mut Hasher) -> Option<Value> {
+        let notes = seen.observer.as_ref()?.notes()?;
+        let named = dep_info.files.iter();
+        let place = hidden::Place {
+            directory: &self.directory,
+            sources: &named.map(|name| self.directory.join(name)).collect(),
+            unchanging: &self.unchanging,
+            profile: self.profile.as_deref()?,
+            back: seen.back.as_ref(),
+            linker: &self.linker,
+        };
+        let value = hidden::judge(&notes, &place, hasher);
+        if let Some(reason) = value.get("reason").and_then(Value::as_str) {
+            super::log(&format!(
+                "{}: not all is known: {reason}",
+                self.unit.display()
+            ));
+        }
+        Some(value)
     }
 }
 

@@ -28,7 +28,17 @@ from cargo_cow.prepare.contents import MISSING, UNREADABLE, Contents
 from cargo_cow.prepare.macros import INCBIN, PURE, UNSTATED
 from cargo_cow.prepare.packages import Packages, keep_list
 from cargo_cow.prepare.place import Place, below, is_made_at
-from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, PRIMARY, Input, Record, Timed
+from cargo_cow.prepare.record import (
+    ABSOLUTE,
+    CHECKOUT,
+    PACKAGE,
+    PRIMARY,
+    Hidden,
+    Input,
+    Observation,
+    Record,
+    Timed,
+)
 
 _LEDGER = ".cargo-cow/ledger.json"
 """Units that need no record, or cannot have one, by the build that was examined."""
@@ -271,7 +281,8 @@ class Capturer:
         if info is None or reference is None:
             raise _Refused("its dep-info is missing")
         root = self.package_root(unit)
-        observed = self._observed(unit)
+        seen = record.load_observation(unit)
+        observed = {} if seen is None else _digests(seen)
         inputs = []
         unobserved_sources = []
         doubtful = []
@@ -304,9 +315,37 @@ class Capturer:
         if any(self._includes_binary(root, entry) for entry in inputs):
             macros.add(INCBIN)
         made = made._replace(inputs=tuple(sorted(inputs)), out_dir_baked=self._out_dir_baked(unit))
-        return self._with_hidden(made, root, macros, reference)._replace(
-            bakes_root=bool(macros) and self._bakes_root(unit)
-        )
+        if seen is not None and seen.hidden is not None:
+            hidden = self._hidden(unit, seen.hidden, root)
+            made = made._replace(macros=tuple(sorted(macros)), hidden=hidden)
+        else:
+            made = self._with_hidden(made, root, macros, reference)
+        return made._replace(bakes_root=bool(macros or made.hidden) and self._bakes_root(unit))
+
+    def _hidden(self, unit: Unit, seen: tuple[Hidden, ...], root: str) -> tuple[Hidden, ...]:
+        """What was observed, relative to the package or the checkout.
+
+        Variables that the package's own script sets are left out: its run answers for them.
+        """
+        told = {
+            name
+            for dependency in self._target.dependencies(unit) or ()
+            if dependency.is_script_run and dependency.package == unit.package
+            for name, _ in self._script_env(dependency)
+        }
+        found = []
+        for entry in seen:
+            if entry.kind == "variable":
+                if entry.path not in told:
+                    found.append(entry)
+                continue
+            base, path = self._based(entry.path, root)
+            found.append(entry._replace(base=base, path=path))
+        return tuple(found)
+
+    def _script_env(self, unit: Unit) -> tuple[tuple[str, str], ...]:
+        script = unit.script()
+        return script.env if script is not None else ()
 
     def _with_hidden(self, made: Record, root: str, macros: set[str], reference: int) -> Record:
         """``made``, for a unit of which not all inputs are known: with the package's files.
@@ -351,15 +390,6 @@ class Capturer:
         named |= {identity.alias(path, here, seen) for path in named}
         roots |= {identity.alias(root, here, seen) for root in roots}
         return any(outputs.bakes_root(files, root, named) for root in roots)
-
-    def _observed(self, unit: Unit) -> dict[str, str]:
-        seen = record.load_observation(unit)
-        if seen is None:
-            return {}
-        return {
-            os.path.normpath(os.path.join(seen.cwd, path)): digest
-            for path, digest in seen.files.items()
-        }
 
     def _unchanged(self, path: str, reference: int) -> tuple[str, bool]:
         """Digest of an input that Cargo would call unchanged since ``reference`` (ns).
@@ -628,3 +658,11 @@ def _write_ledger(build_dir: str, units: dict[str, int]) -> None:
         os.replace(temporary, path)
     except OSError:
         return
+
+
+def _digests(seen: Observation) -> dict[str, str]:
+    """Digests of a unit's observed sources, by absolute path."""
+    return {
+        os.path.normpath(os.path.join(seen.cwd, path)): digest
+        for path, digest in seen.files.items()
+    }

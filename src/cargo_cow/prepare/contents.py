@@ -98,6 +98,16 @@ class Contents:
             self._changed = True
         return digest
 
+    def names(self, path: str) -> str:
+        """Digest of the names in a directory, as the shim takes it; MISSING or UNREADABLE."""
+        try:
+            names = sorted(os.fsencode(name) for name in os.listdir(path))
+        except FileNotFoundError:
+            return MISSING
+        except OSError:
+            return UNREADABLE
+        return digest_of(b"".join(name + b"\0" for name in names))
+
     def tree(self, path: str) -> str:
         """Digest of a directory: names, kinds and contents of all below it, recursively.
 
@@ -153,6 +163,11 @@ class Contents:
         except OSError:
             return
         self._changed = False
+
+
+def digest_of(data: bytes) -> str:
+    """BLAKE3 (hex)."""
+    return str(blake3(data).hexdigest())
 
 
 def _dangling(path: str) -> str:

@@ -22,7 +22,7 @@ from cargo_cow.cargo.target import Target, Unit, mtime, package_mtime
 from cargo_cow.errors import GitFailed, UnknownFormat
 from cargo_cow.prepare import record
 from cargo_cow.prepare.capture import mentions, newest_below
-from cargo_cow.prepare.contents import MISSING, Contents
+from cargo_cow.prepare.contents import MISSING, Contents, digest_of
 from cargo_cow.prepare.packages import Packages, first_difference
 from cargo_cow.prepare.place import Place, below, is_made_at
 from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, PRIMARY, Record
@@ -57,6 +57,8 @@ _TEXTS = {
     "git": "its script asks git, which told of {}",
     "macro-path": "it expands {}, and its outputs hold a path of the place it was compiled at",
     "package": "it depends on {}, and the files of its package are not those of its build",
+    "hidden-input": "its macros read {}, which is not what it was",
+    "hidden-variable": "its macros read the variable {}, which is not what it was",
     "hidden": "it depends on {}, and the files of its package were changed after its build",
     "dependency": "it was built against another {}",
     "dependency-unproven": "{} is not proven",
@@ -64,7 +66,18 @@ _TEXTS = {
 }
 
 # What positively differs: dropped in place as well, where Cargo would not see it.
-_HARD = frozenset({"content", "elsewhere", "environment", "out-dir", "script-path", "macro-path"})
+_HARD = frozenset(
+    {
+        "content",
+        "elsewhere",
+        "environment",
+        "out-dir",
+        "script-path",
+        "macro-path",
+        "hidden-input",
+        "hidden-variable",
+    }
+)
 
 
 # What Cargo never sees in place; a first build elsewhere would.
@@ -322,6 +335,11 @@ class Proof:
         reason = self.timed_reason(made)
         if reason is not None:
             return reason
+        if made.hidden is not None:
+            # In place as well: this is more than Cargo sees.
+            reason = self.hidden_reason(made)
+            if reason is not None:
+                return reason
         if self.judged_by_cargo(made) and not self.is_overruled(unit.key):
             # Cargo calls it Fresh, and the contents say nothing else: no more is asked in place.
             return None
@@ -332,7 +350,7 @@ class Proof:
             reason = self.git_reason(made)
             if reason is not None:
                 return reason
-        return self.package_reason(made) if made.macros else None
+        return self.package_reason(made) if made.macros and made.hidden is None else None
 
     def dependency_reason(self, made: Record) -> Reason | None:
         for key, _ in made.dependencies:
@@ -395,6 +413,25 @@ class Proof:
             return Reason("git", f"HEAD {(made.head or 'unknown')[:12]}")
         if "branch" in made.asks_git and made.branch != place.branch:
             return Reason("git", f"branch {made.branch or '(detached)'}")
+        return None
+
+    def hidden_reason(self, made: Record) -> Reason | None:
+        """Whether anything differs that the compile was seen to read behind rustc's back."""
+        for entry in made.hidden or ():
+            if entry.kind == "variable":
+                value = os.environ.get(entry.path)
+                if entry.digest != (None if value is None else digest_of(os.fsencode(value))):
+                    return Reason("hidden-variable", entry.path)
+                continue
+            path = self.here(made, entry.base, entry.path)
+            if entry.kind == "file":
+                same = self.contents.file(path) == entry.digest
+            elif entry.kind == "names":
+                same = self.contents.names(path) == entry.digest
+            else:
+                same = os.path.exists(path) == (entry.kind == "existing")
+            if not same:
+                return Reason("hidden-input", path)
         return None
 
     def package_reason(self, made: Record) -> Reason | None:

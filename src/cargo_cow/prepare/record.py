@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cargo_cow.cargo.target import Unit
 
@@ -44,6 +44,22 @@ class Timed(NamedTuple):
     digest: str
 
 
+HiddenKind = Literal["file", "names", "missing", "existing", "variable"]
+
+
+class Hidden(NamedTuple):
+    """What a compile asked for behind rustc's back, as the shim observed it.
+
+    A file and its digest, a directory and the digest of the names in it, a path that was not there
+    or was, or a variable and the digest of its value (None: not set), whose ``path`` is its name.
+    """
+
+    kind: HiddenKind
+    base: int
+    path: str
+    digest: str | None
+
+
 class Record(NamedTuple):
     """What a unit was made from.
 
@@ -53,6 +69,8 @@ class Record(NamedTuple):
     included file (None: OUT_DIR is not read).  ``macros``: reachable proc macros not known to be
     pure; where there are any, ``package_files`` is the digest of all files of the package (None:
     not known).  ``timed``: for a script that declares nothing, all files of its package.
+    ``hidden``: what the macros of the unit really read, which then counts in place of its package's
+    files (None: not observed, or not in full).
     ``bakes_root``: the outputs of a unit with such macros hold a path of the checkout.
     ``asks_git``: what the script's program seems to ask git (see ``outputs.asks_git``); ``head``
     and ``branch`` are what git told then, None if that is not known.
@@ -79,6 +97,7 @@ class Record(NamedTuple):
     branch: str | None = None
     settled_checkout: str | None = None
     settled_build_dir: str | None = None
+    hidden: tuple[Hidden, ...] | None = None
 
     @property
     def named_checkout(self) -> str:
@@ -92,11 +111,16 @@ class Record(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What the shim saw: digests by the path rustc named, relative to ``cwd``."""
+    """What the shim saw: digests by the path rustc named, relative to ``cwd``.
+
+    ``hidden`` is what was read beside that, with absolute paths and ABSOLUTE as base; None where it
+    is not known in full.
+    """
 
     invoked: int
     cwd: str
     files: dict[str, str]
+    hidden: tuple[Hidden, ...] | None = None
 
 
 def load(unit: Unit) -> Record | None:
@@ -135,6 +159,12 @@ def load(unit: Unit) -> Record | None:
             value["branch"],
             value["settled_checkout"],
             value["settled_build_dir"],
+            None
+            if value.get("hidden") is None
+            else tuple(
+                Hidden(kind, int(base), str(path), digest)
+                for kind, base, path, digest in value["hidden"]
+            ),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -180,6 +210,23 @@ def load_observation(unit: Unit) -> Observation | None:
         if value["format"] != FORMAT or value["invoked"] != unit.invoked():
             return None
         files = {str(path): str(digest) for path, _, digest in value["files"]}
-        return Observation(int(value["invoked"]), str(value["cwd"]), files)
+        hidden = _hidden(value.get("hidden"))
+        return Observation(int(value["invoked"]), str(value["cwd"]), files, hidden)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _hidden(value: dict[str, Any] | None) -> tuple[Hidden, ...] | None:
+    """What the shim wrote (``native/src/shim/hidden.rs``); None where not all is known."""
+    if value is None or value["complete"] is not True:
+        return None
+    return (
+        *(Hidden("file", ABSOLUTE, str(path), str(digest)) for path, _, digest in value["files"]),
+        *(
+            Hidden("names", ABSOLUTE, str(path), str(digest))
+            for path, digest in value["directories"]
+        ),
+        *(Hidden("missing", ABSOLUTE, str(path), None) for path in value["missing"]),
+        *(Hidden("existing", ABSOLUTE, str(path), None) for path in value["existing"]),
+        *(Hidden("variable", ABSOLUTE, str(name), digest) for name, digest in value["env"]),
+    )

@@ -19,7 +19,7 @@ from cargo_cow.cargo.target import Target, unit_times
 from cargo_cow.filesystems import GRANULE_NS, clock
 from cargo_cow.prepare import record
 from cargo_cow.prepare.capture import walk_below
-from cargo_cow.prepare.contents import Contents
+from cargo_cow.prepare.contents import Contents, digest_of
 from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place, below
 from cargo_cow.prepare.record import CHECKOUT, PACKAGE
@@ -48,6 +48,12 @@ def holds(place: Place, real: Callable[[str], str] = str) -> bool:
         directories: dict[str, _Stat] = note["directories"]
         if any(_stat(real(path), below=False) != known for path, known in directories.items()):
             return False
+        presence: dict[str, bool] = note["presence"]
+        if any(os.path.exists(real(path)) != known for path, known in presence.items()):
+            return False
+        variables: dict[str, str | None] = note["variables"]
+        if any(_variable(name) != known for name, known in variables.items()):
+            return False
         units: dict[str, int] = note["units"]
         return {real(path): known for path, known in units.items()} == unit_times(build_dir)
     except (OSError, ValueError, KeyError, TypeError):
@@ -73,6 +79,8 @@ def note(place: Place) -> None:
     packages = Packages(place.checkout, place.workspace, place.build_dir, Contents())
     inputs: dict[str, _Stat] = {}
     directories: dict[str, _Stat] = {}
+    presence: dict[str, bool] = {}
+    variables: dict[str, str | None] = {}
     for unit in target.units:
         made = record.load(unit)
         if made is None:
@@ -88,7 +96,19 @@ def note(place: Place) -> None:
         for timed in made.timed or ():
             path = f"{root}/{timed.path}"
             inputs.setdefault(path, _stat(path))
-        if made.settled_checkout is not None and (made.macros or made.timed is not None):
+        for hidden in made.hidden or ():
+            if hidden.kind == "variable":
+                variables[hidden.path] = hidden.digest
+                continue
+            path = os.path.join(bases.get(hidden.base, "/"), hidden.path).rstrip("/")
+            if hidden.kind == "file":
+                inputs.setdefault(path, _stat(path))
+            elif hidden.kind == "names":
+                directories.setdefault(path, _stat(path, below=False))
+            else:
+                presence[path] = hidden.kind == "existing"
+        packaged = made.timed is not None or (made.macros and made.hidden is None)
+        if made.settled_checkout is not None and packaged:
             # Held to all files of its package until Cargo compiles it here.
             for name in packages.digests(root, made.macros):
                 _, macro, beyond = name.partition(":")
@@ -109,6 +129,8 @@ def note(place: Place) -> None:
             "place": _place(place),
             "inputs": inputs,
             "directories": directories,
+            "presence": presence,
+            "variables": variables,
             "units": unit_times(place.build_dir),
         }
         path = f"{place.build_dir}/{NOTE}"
@@ -137,6 +159,11 @@ def _stat(path: str, *, below: bool = True) -> _Stat:
                 status = os.stat(entry, follow_symlinks=follow)
                 found += [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     return found
+
+
+def _variable(name: str) -> str | None:
+    value = os.environ.get(name)
+    return None if value is None else digest_of(os.fsencode(value))
 
 
 def _newest(known: _Stat) -> int:

@@ -29,6 +29,7 @@ use rustix::fs::MemfdFlags;
 
 use super::args::{self, Call, Compile};
 use super::checkout::Checkout;
+use super::observer::Observer;
 use super::process::{self, Ended, Heard};
 use super::{log, variable};
 use crate::depinfo;
@@ -186,10 +187,22 @@ impl Plan {
         format!("{:?}", self.view.binds)
     }
 
-    /// Runs the compiler; `heard` gets what it said, for who wants it.  `None`: the compiler has
-    /// still to be run at the real path.
-    pub fn run(self, heard: Option<&mut Option<Heard>>) -> Option<Ended> {
+    /// From the paths that the compiler sees to the real ones.
+    pub fn back(&self) -> Back {
+        self.back.clone()
+    }
+
+    /// Runs the compiler, observed; `heard` gets what it said, for who wants it.  `None`: the
+    /// compiler has still to be run at the real path.
+    pub fn run(
+        self,
+        observer: Option<&Observer>,
+        heard: Option<&mut Option<Heard>>,
+    ) -> Option<Ended> {
         let mut command = Command::new(&self.program);
+        if let Some(observer) = observer {
+            observer.attach(&mut command);
+        }
         command.args(&self.arguments);
         let inside = self.view.directory.display().to_string();
         namespace::confine(&mut command, self.view, log);

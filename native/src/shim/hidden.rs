@@ -1,0 +1,327 @@
+//! What a compile read behind rustc's back: the observer's notes, less what is rustc's own.
+//!
+//! rustc's own reads are of its sources (which dep-info names), of the toolchain, of what Cargo
+//! built, and of its own files.  Everything else was asked for by a procedural macro, or by the
+//! assembler's `.incbin`.  Where that cannot be known in full (a macro that starts a program, asks
+//! the network, writes, or reads what changed meanwhile) the answer says so, and the package's
+//! files stand for it, as without an observer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::identity::restore::Back;
+use super::inputs::Hasher;
+use super::observer::{Asked, Note, Outcome};
+
+/// Variables that tell where a program is to look or how it is to print, as rustc asks for them.
+const OWN_VARIABLES: [&str; 15] = [
+    "CARGO_MAKEFLAGS",
+    "COLORTERM",
+    "LD_LIBRARY_PATH",
+    "LIB",
+    "MAKEFLAGS",
+    "MFLAGS",
+    "NO_COLOR",
+    "PATH",
+    "SYSROOT",
+    "TEMP",
+    "TERM",
+    "TMP",
+    "TMPDIR",
+    "VCINSTALLDIR",
+    "XDG_RUNTIME_DIR",
+];
+const OWN_PREFIXES: [&str; 3] = ["RUST_", "RUSTC_", "CARGO_COW_"];
+/// What Cargo itself tells a compile, and its fingerprint or the place answers for.  All else that
+/// begins with `CARGO_` is the user's.
+const CARGOS: [&str; 7] = [
+    "CARGO",
+    "CARGO_BIN_NAME",
+    "CARGO_CRATE_NAME",
+    "CARGO_MANIFEST_DIR",
+    "CARGO_MANIFEST_PATH",
+    "CARGO_TARGET_TMPDIR",
+    "OUT_DIR",
+];
+const CARGOS_PREFIXES: [&str; 2] = ["CARGO_PKG_", "CARGO_BIN_EXE_"];
+/// Directories of a profile that hold what Cargo and rustc made; what a script generated lies in
+/// `build`, and the script answers for it.
+const MADE: [&str; 5] = ["deps", "examples", "build", "incremental", ".fingerprint"];
+
+/// Where one compile works.
+pub struct Place<'a> {
+    /// The working directory, as it really is.
+    pub directory: &'a Path,
+    /// What dep-info names.
+    pub sources: &'a BTreeSet<PathBuf>,
+    /// What never changes: the toolchain, unpacked dependencies.
+    pub unchanging: &'a [PathBuf],
+    /// `target/debug` and the like.
+    pub profile: &'a Path,
+    /// From the paths that the compiler saw to the real ones.
+    pub back: Option<&'a Back>,
+    /// The program that links.
+    pub linker: &'a OsStr,
+}
+
+/// `{"complete":true,…}` with what was read, or `{"complete":false,"reason":…}`.
+///
+/// `hasher` knows since when an input must be unchanged.
+pub fn judge(notes: &[Note], place: &Place<'_>, hasher: &mut Hasher) -> Value {
+    match read(notes, place, hasher) {
+        Ok(value) => value,
+        Err(reason) => json!({"complete": false, "reason": reason}),
+    }
+}
+
+fn read(notes: &[Note], place: &Place<'_>, hasher: &mut Hasher) -> Result<Value, String> {
+    let mut files = BTreeMap::new();
+    let mut directories = BTreeMap::new();
+    let mut missing = BTreeSet::new();
+    let mut existing = BTreeSet::new();
+    let mut variables = BTreeMap::new();
+    for note in notes {
+        let name = note.name.to_str().ok_or("a name that is not UTF-8")?;
+        match note.what {
+            Asked::Macro => continue,
+            Asked::Variable => {
+                if !is_own_variable(name) {
+                    variables.insert(name, value_of(name)?);
+                }
+                continue;
+            }
+            Asked::Program => {
+                if Path::new(name).file_name() == Path::new(place.linker).file_name() {
+                    continue;
+                }
+                return Err(format!("it starts {name}"));
+            }
+            Asked::Other => return Err("it asks for what cannot be noted".to_owned()),
+            Asked::Read | Asked::Write | Asked::List | Asked::Exists => {}
+        }
+        let path = place.real(name);
+        if place.is_own(&path)? {
+            continue;
+        }
+        let text = path.to_str().ok_or("a path that is not UTF-8")?.to_owned();
+        match (note.what, note.outcome) {
+            (Asked::Write, _) => return Err(format!("it writes {text}")),
+            (_, Outcome::Missing) => {
+                missing.insert(text);
+            }
+            (_, Outcome::Failed) => return Err(format!("{text} cannot be read")),
+            (Asked::List, _) => {
+                let names = hasher
+                    .names(&path)
+                    .map_err(|why| format!("{text}: {why}"))?;
+                directories.insert(text, names);
+            }
+            (Asked::Read, _) if path.is_file() => {
+                let input = hasher.hash(&path).map_err(|why| format!("{text}: {why}"))?;
+                files.insert(text, (input.identity.size, input.digest));
+            }
+            _ => {
+                existing.insert(text);
+            }
+        }
+    }
+    existing.retain(|path| !files.contains_key(path) && !directories.contains_key(path));
+    if let Some(both) = missing.iter().find(|path| Path::new(path).exists()) {
+        return Err(format!("{both} came while it was compiled"));
+    }
+    let files: Vec<_> = files
+        .into_iter()
+        .map(|(path, (size, digest))| json!([path, size, digest]))
+        .collect();
+    Ok(json!({
+        "complete": true,
+        "files": files,
+        "directories": directories.into_iter().collect::<Vec<_>>(),
+        "missing": missing,
+        "existing": existing,
+        "env": variables.into_iter().collect::<Vec<_>>(),
+    }))
+}
+
+fn is_own_variable(name: &str) -> bool {
+    OWN_VARIABLES.contains(&name)
+        || CARGOS.contains(&name)
+        || OWN_PREFIXES
+            .iter()
+            .chain(&CARGOS_PREFIXES)
+            .any(|prefix| name.starts_with(prefix))
+}
+
+/// BLAKE3 (hex) of a variable's value: it may be a secret.
+fn value_of(name: &str) -> Result<Option<String>, String> {
+    if name == "CARGO_PRIMARY_PACKAGE" {
+        // Nobody knows it before Cargo runs.
+        return Err("it asks whether its package was selected".to_owned());
+    }
+    let value = std::env::var_os(name);
+    Ok(value.map(|value| blake3::hash(value.as_bytes()).to_hex().to_string()))
+}
+
+impl Place<'_> {
+    fn real(&self, name: &str) -> PathBuf {
+        let named = self.back.and_then(|back| back.path(name));
+        let path = self.directory.join(named.as_deref().unwrap_or(name));
+        plain(&path)
+    }
+
+    /// Whether rustc asks for it itself, or something else answers for it.
+    fn is_own(&self, path: &Path) -> Result<bool, String> {
+        let device = ["/dev", "/proc", "/sys"];
+        if self.sources.contains(path)
+            || self.unchanging.iter().any(|root| path.starts_with(root))
+            || device.iter().any(|root| path.starts_with(root))
+            || self.is_of_toolchain(path)
+        {
+            return Ok(true);
+        }
+        let temporary = std::env::temp_dir();
+        if path == temporary
+            || path
+                .strip_prefix(&temporary)
+                .is_ok_and(|rest| rest.as_os_str().as_bytes().starts_with(b"rustc"))
+        {
+            return Ok(true);
+        }
+        let Some(built) = self.target() else {
+            return Ok(false);
+        };
+        let Ok(inside) = path.strip_prefix(built) else {
+            return Ok(false);
+        };
+        let own = inside
+            .components()
+            .take(3)
+            .any(|part| MADE.iter().any(|made| part.as_os_str() == *made));
+        if own || inside.components().count() < 2 {
+            return Ok(true);
+        }
+        Err(format!("it asks for {}, which was built", path.display()))
+    }
+
+    /// A toolchain is known by its compiler and libraries: who wraps rustc in a script does not say
+    /// where they are.  What is in it, Cargo's fingerprint answers for.
+    fn is_of_toolchain(&self, path: &Path) -> bool {
+        path.ancestors().skip(1).any(|root| {
+            root.join("lib/rustlib").is_dir()
+                && root.join("bin/rustc").exists()
+                && !self.directory.starts_with(root)
+        })
+    }
+
+    /// The target directory: Cargo marks it.
+    fn target(&self) -> Option<&Path> {
+        self.profile
+            .ancestors()
+            .skip(1)
+            .take(2)
+            .find(|path| fs::exists(path.join("CACHEDIR.TAG")).unwrap_or(false))
+            .or_else(|| self.profile.parent())
+    }
+}
+
+/// Without `.` and, where no link can stand in between, without `..`.
+fn plain(path: &Path) -> PathBuf {
+    let mut result = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::CurDir => {}
+            std::path::Component::ParentDir if !result.is_symlink() => {
+                result.pop();
+            }
+            other => result.push(other),
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsString;
+
+    fn note(what: Asked, outcome: Outcome, name: &str) -> Note {
+        Note {
+            what,
+            outcome,
+            name: OsString::from(name),
+        }
+    }
+
+    fn judged(notes: &[Note]) -> Value {
+        let place = Place {
+            directory: Path::new("/w/app"),
+            sources: &BTreeSet::from([PathBuf::from("/w/app/src/lib.rs")]),
+            unchanging: &[PathBuf::from("/toolchain")],
+            profile: Path::new("/w/app/target/debug"),
+            back: None,
+            linker: OsStr::new("cc"),
+        };
+        judge(notes, &place, &mut Hasher::new(0))
+    }
+
+    #[test]
+    fn what_is_rustcs_own_is_left_out() {
+        use Asked::*;
+        use Outcome::*;
+        let own = [
+            note(Macro, Done, "/w/app/target/debug/deps/libm.so"),
+            note(Read, Done, "src/lib.rs"),
+            note(Exists, Done, "/toolchain/lib/rustlib"),
+            note(Read, Done, "/w/app/target/debug/deps/libx.rmeta"),
+            note(
+                Write,
+                Done,
+                "/w/app/target/x86_64-unknown-linux-gnu/debug/deps/a.o",
+            ),
+            note(List, Done, "/w/app/target/debug/incremental/app-1"),
+            note(
+                Read,
+                Done,
+                "/w/app/target/debug/build/app-1/out/generated.rs",
+            ),
+            note(Variable, Done, "CARGO_PKG_NAME"),
+            note(Variable, Missing, "RUSTC_LOG"),
+            note(Program, Done, "/usr/bin/cc"),
+            note(Read, Failed, "/dev/tty"),
+        ];
+        let value = judged(&own);
+        assert_eq!(value["complete"], true, "{value}");
+        for kind in ["files", "directories", "missing", "existing", "env"] {
+            assert_eq!(value[kind], json!([]), "{kind}");
+        }
+    }
+
+    #[test]
+    fn what_a_macro_asks_is_kept_or_refused() {
+        use Asked::*;
+        use Outcome::*;
+        let value = judged(&[
+            note(Read, Missing, "/w/app/.env"),
+            note(Exists, Missing, "../other/./x"),
+            note(Variable, Missing, "NOBODY_HAS_THIS"),
+        ]);
+        assert_eq!(value["missing"], json!(["/w/app/.env", "/w/other/x"]));
+        assert_eq!(value["env"], json!([["NOBODY_HAS_THIS", null]]));
+        for refused in [
+            note(Program, Done, "git"),
+            note(Other, Done, ""),
+            note(Write, Done, "/w/app/cache"),
+            note(Read, Failed, "/w/app/secret"),
+            note(Read, Done, "/w/app/target/sqlx/query.json"),
+            note(Variable, Done, "CARGO_PRIMARY_PACKAGE"),
+        ] {
+            let value = judged(std::slice::from_ref(&refused));
+            assert_eq!(value["complete"], false, "{refused:?}");
+        }
+    }
+}
