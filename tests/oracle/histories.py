@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cargo_cow import filesystems
+from cargo_cow import filesystems, native
 
 from . import observe as observing
 from .observe import Observation
@@ -188,7 +188,29 @@ class World:
         return every
 
     def _twin(self, name: str) -> Path:
-        return self.root / "twins" / name
+        # Plain Cargo is blind to a change of place: each place has a twin of its own.
+        return self.root / ("twins-inside" if self._is_inside() else "twins") / name
+
+    def _is_inside(self) -> bool:
+        return self.tool.is_inside(self.step)
+
+    def _view(self, cwd: Path) -> tuple[list[str], str, dict[str, str]]:
+        """The words that make sandbox mode's view without preparing, the directory, variables."""
+        program = [sys.executable, "-m", "cargo_cow", "enter", "--dry-run", "--format", "json"]
+        status, out, err = observing.run(program, cwd, self._environment())
+        assert status == 0, err
+        view = json.loads(out)
+        room = Path(view["fixed_path"]).parent
+        room.mkdir(parents=True, exist_ok=True)
+        words = [str(native.program()), "--enter", "--room", str(room)]
+        for bind in view["binds"]:
+            if Path(bind["real"]).exists():
+                words += ["--bind", bind["real"], bind["seen"]]
+        return (
+            [*words, "--directory", view["directory"], "--"],
+            view["directory"],
+            view["environment"],
+        )
 
     def _environment(self) -> dict[str, str]:
         return {**self.env, **self.variables}
@@ -241,8 +263,14 @@ class World:
             script += f"mount --bind '{ours}' '{target}' && "
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script + 'exec "$@"']
         cwd = self._cwd(name) / call.inside
-        argv += ["sh", sys.executable, observing.__file__, str(cwd), "cargo", *call.argv()]
-        status, out, err = observing.run(argv, cwd, self._environment())
+        argv.append("sh")
+        env, seen = self._environment(), str(cwd)
+        if self._is_inside():
+            words, seen, more = self._view(cwd)
+            argv += words
+            env |= more
+        argv += [sys.executable, observing.__file__, seen, "cargo", *call.argv()]
+        status, out, err = observing.run(argv, cwd, env)
         for target in made:
             target.rmdir()
         assert status == 0, err
@@ -261,9 +289,27 @@ class World:
     ) -> Observation:
         cwd = self._cwd(name) / call.inside
         env = {**self._environment(), **self.tool.environment()}
-        argv = self.tool.cargo()
         self._build_times.setdefault(name, []).append(time.time_ns())
-        if by == "plain":
+        if self._is_inside():
+            got = self._inside(call, cwd, env, kill_after)
+        else:
+            got = self._outside(name, call, cwd, env, by, kill_after)
+        if name not in self._built and self._built:
+            self.firsts.append(Count(len(got.fresh), len(got.dirty)))
+        self._built.add(name)
+        return got
+
+    def _outside(
+        self,
+        name: str,
+        call: Call,
+        cwd: Path,
+        env: dict[str, str],
+        by: str,
+        kill_after: float | None,
+    ) -> Observation:
+        argv = self.tool.cargo()
+        if by == "plain" and not self.tool.changes_place:
             argv = ["cargo"]
         else:
             self.tool.before_build(self.checkouts[name], self._targets(name)[0])
@@ -271,11 +317,21 @@ class World:
             status, _, err = observing.run(prepare, cwd, env, kill_after=kill_after)
             assert status == 0 or kill_after is not None, err
             argv = ["cargo"]
-        got = observing.observe([*argv, *call.argv()], cwd, env, kill_after=kill_after)
-        if name not in self._built and self._built:
-            self.firsts.append(Count(len(got.fresh), len(got.dirty)))
-        self._built.add(name)
-        return got
+        return observing.observe([*argv, *call.argv()], cwd, env, kill_after=kill_after)
+
+    def _inside(
+        self, call: Call, cwd: Path, env: dict[str, str], kill_after: float | None
+    ) -> Observation:
+        """A build in sandbox mode, and all programs run there, as nothing else could."""
+        _, seen, _ = self._view(cwd)
+        argv = [*self.tool.cargo(), "enter", "--", sys.executable, observing.__file__, seen]
+        status, out, err = observing.run(
+            [*argv, "cargo", *call.argv()], cwd, env, kill_after=kill_after
+        )
+        if kill_after is not None:
+            return Observation(False, {}, (), (), err)
+        assert status == 0, err
+        return Observation.from_json(out)
 
     def _judge(self, name: str, call: Call, got: Observation) -> None:
         twin = self._plain(name, call, self._twin(name))
@@ -288,8 +344,11 @@ class World:
         self.failed += not got.ok
         if got.ok:
             cwd = self._cwd(name) / call.inside
-            argv = ["cargo", *call.argv()]
-            again = observing.observe(argv, cwd, self._environment(), programs=False)
+            argv, env = ["cargo", *call.argv()], self._environment()
+            if self._is_inside():
+                words, _, more = self._view(cwd)
+                argv, env = [*words, *argv], env | more
+            again = observing.observe(argv, cwd, env, programs=False)
             if again.dirty:
                 plain = self._plain(name, call, self._twin(name))
                 for unit in sorted(set(again.dirty) - set(plain.dirty)):

@@ -97,6 +97,29 @@ def test_story_with_and_without_identities(btrfs: Path, name: str, tool: str) ->
     _told(btrfs, STORIES[name], TOOLS[tool]())
 
 
+def test_story_in_sandbox_mode(btrfs: Path) -> None:
+    """One path for all checkouts: the yardstick is a clean build at that path."""
+    world = _told(btrfs, STORIES["same-commit"], TOOLS["cargo-cow-sandbox"]())
+    assert [first.dirty for first in world.firsts] == [0]
+    assert world.firsts[0].fresh > 0
+
+
+@pytest.mark.parametrize(
+    ("tool", "name"),
+    [
+        ("cargo-cow-in-and-out", "other-branch"),
+        *[
+            pytest.param(tool, name, marks=pytest.mark.slow)
+            for tool in ("cargo-cow-in-and-out", "cargo-cow-sandbox")
+            for name in ("inside", "edits-in-turn", "baked-paths", "baked-unseen")
+        ],
+    ],
+)
+def test_story_in_and_out_of_sandbox_mode(btrfs: Path, tool: str, name: str) -> None:
+    """Plain Cargo, which is blind to a change of place, has a twin for each."""
+    _told(btrfs, STORIES[name], TOOLS[tool]())
+
+
 def test_plain_builds_between_hooks(btrfs: Path) -> None:
     """What git's hooks call proven, plain Cargo believes."""
     world = _told(btrfs, STORIES["other-branch"], TOOLS["git-hooks"]())

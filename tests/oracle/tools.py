@@ -32,6 +32,8 @@ class Tool:
     """Plain Cargo; the others differ from it in a few places."""
 
     name = "cargo"
+    changes_place = False
+    """Whether a build may find what was built at another path: then plain Cargo is no match."""
 
     def cargo(self) -> list[str]:
         """The program that stands for ``cargo``."""
@@ -47,6 +49,11 @@ class Tool:
     def environment(self) -> dict[str, str]:
         """What the tool adds to the environment of its own and of plain builds."""
         return {}
+
+    def is_inside(self, step: int) -> bool:
+        """Whether the build of that step sees its checkout at another path (sandbox mode)."""
+        del step
+        return False
 
     def add_worktree(
         self, source: Path, dest: Path, ref: list[str], env: Mapping[str, str], root: str
@@ -136,6 +143,26 @@ class CargoCowNow(CargoCowShim):
         self._turn += 1
         shim = super().environment() if self._turn % 3 else {}
         return shim | ({"CARGO_COW_IDENTITY": "off"} if self._turn % 2 else {})
+
+
+class CargoCowInside(CargoCowShim):
+    """In sandbox mode, always; plain Cargo is run there as well."""
+
+    name = "cargo-cow-sandbox"
+
+    def is_inside(self, step: int) -> bool:
+        del step
+        return True
+
+
+class CargoCowInAndOut(CargoCowShim):
+    """In sandbox mode in some steps, in no order."""
+
+    name = "cargo-cow-in-and-out"
+    changes_place = True
+
+    def is_inside(self, step: int) -> bool:
+        return step * 7919 % 5 < 2
 
 
 class GitHooks(Tool):
@@ -251,6 +278,8 @@ _ALL = (
     CargoCowShim,
     CargoCowOwnPlace,
     CargoCowNow,
+    CargoCowInside,
+    CargoCowInAndOut,
     GitHooks,
     CargoCowWarehouse,
     CopyAndTouch,

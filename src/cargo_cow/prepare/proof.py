@@ -263,32 +263,37 @@ class Proof:
 
     def unrecorded(self, unit: Unit) -> Verdict:
         """A unit without record: third-party ones need none, local ones are not proven."""
-        foreign = self.cloned or unit.key in self.grafted
-        elsewhere = not foreign and not is_made_at(unit, self.place)
-        if not foreign and not elsewhere:
-            newer = self.newer_input(unit)
-            if newer is None:
-                return Verdict(unit.key, "kept")
-            return Verdict(unit.key, "unproven", Reason("newer", newer))
-        missing = Reason("elsewhere", unit.made_in() or "") if elsewhere else Reason("not-recorded")
+        unknown = self.unrecordable(unit)
+        if self.cloned or unit.key in self.grafted:
+            return Verdict(unit.key, "kept" if unknown is None else "unproven", unknown)
+        if unknown is not None and not is_made_at(unit, self.place):
+            return Verdict(unit.key, "unproven", Reason("elsewhere", unit.made_in() or ""))
+        newer = self.newer_input(unit)
+        if newer is None:
+            return Verdict(unit.key, "kept")
+        return Verdict(unit.key, "unproven", Reason("newer", newer))
+
+    def unrecordable(self, unit: Unit) -> Reason | None:
+        """Why a unit that comes from elsewhere cannot do without a record; None if it can."""
+        missing = Reason("not-recorded")
         if unit.is_script_run:
-            return Verdict(unit.key, "unproven", missing)
+            return missing
         try:
             info = unit.dep_info()
         except UnknownFormat as error:
-            return Verdict(unit.key, "unproven", Reason("format", str(error)))
+            return Reason("format", str(error))
         if info is None:
-            return Verdict(unit.key, "unproven", missing)
+            return missing
         for file in info.files:
             if file.base == depinfo.PACKAGE or (
                 file.path.startswith("/") and not file.path.startswith(self.place.registry)
             ):
-                return Verdict(unit.key, "unproven", missing)
+                return missing
         if unit.package in self._scripted:
             makefile = unit.makefile()
             if makefile is None or any(key == "OUT_DIR" for key, _ in makefile.env):
-                return Verdict(unit.key, "unproven", missing)
-        return Verdict(unit.key, "kept")
+                return missing
+        return None
 
     def newer_input(self, unit: Unit) -> str | None:
         """An input that Cargo would call newer than a unit without record; None if there is none.
