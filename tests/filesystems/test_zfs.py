@@ -19,6 +19,7 @@ from cargo_cow.errors import FilesystemFailed, TargetUnusable
 from cargo_cow.filesystems import mounts, syscalls, temporaries
 from cargo_cow.filesystems import zfs as datasets
 from cargo_cow.snapshots import create_snapshot
+from cargo_cow.snapshots.sharing import measure
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
@@ -321,3 +322,25 @@ def test_whichever_call_fails_the_live_target_is_whole(
     if number < 4:
         assert (coming / "file").read_text() == "two"
     filesystems.remove_target(coming)
+
+
+def test_what_a_dataset_uses_alone(place: Path, target: Path) -> None:
+    (target / "file").write_bytes(os.urandom(2_000_000))
+    state = place / ".cargo-cow/state"
+    create_snapshot(target, state)
+    other = place / "other"
+    filesystems.clone_target(state, other)
+    (other / "more").write_bytes(os.urandom(1_000_000))
+    (target / "file").write_bytes(os.urandom(2_000_000))
+    create_snapshot(target, place / ".cargo-cow/now")  # ends the transaction group
+
+    alone = filesystems.usage(other)
+    assert alone.logical_bytes == 3_000_000
+    assert 1_000_000 <= alone.exclusive_bytes < 1_300_000
+    assert 2_000_000 <= alone.shared_bytes < 2_300_000
+    assert not alone.exact
+    # The first state shares its file with the clone only, the second with the live target.
+    told = measure({"state": state, "now": place / ".cargo-cow/now", "other": other})
+    assert not told.exact
+    assert 2_000_000 <= told.freed(["state"]) < 2_300_000
+    assert told.freed(["now"]) < 300_000

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
-from tests.support.projects import cargo, cow, git, repository, write
+from tests.support.projects import SOURCE, cargo, cow, git, repository, write
 
 from cargo_cow import filesystems, snapshots
 from cargo_cow.errors import FilesystemFailed
@@ -120,6 +122,54 @@ def test_states_of_a_dataset(tiny: Path, tmp_path: Path) -> None:
     # One target is left.
     assert len(_container(tiny)) == 1
     assert filesystems.can_snapshot(tiny / "target")
+
+
+def test_killed_during_activation_the_target_is_the_old_or_the_new(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-m", "cargo_cow", "snapshot", "activate"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    snapshots.create_state("one", tiny)
+    write(tiny, {"src/text": "two"})
+    _build(tiny, tmp_path)
+    snapshots.create_state("two", tiny)
+    for name in ("one", "two", "one"):
+        started = time.monotonic()
+        subprocess.run([*command, name], cwd=tiny, env=environment, check=True, capture_output=True)
+        whole = time.monotonic() - started
+    outcomes: dict[str, int] = {}
+    random = Random(3)
+    hits = 0
+    for number in range(8):
+        wanted = ("two", "one")[number % 2]
+        with subprocess.Popen(
+            [*command, wanted],
+            cwd=tiny,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as running:
+            time.sleep(random.uniform(0.1, 0.9) * whole)
+            running.kill()
+        hits += running.returncode != 0
+        told = _tells(tiny)
+        outcome = "new" if told == wanted else "old"
+        assert told in ("one", "two")
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        for entry in snapshots.list_snapshots(tiny):
+            assert isinstance(entry, State), entry
+            snapshots.verify(entry)
+    assert hits, outcomes
+    print(hits, outcomes)
+    snapshots.activate_cache("one", tiny)
+    assert _tells(tiny) == "one"
+    monkeypatch.setattr(datasets, "_ORPHAN_AGE", -5)
+    until = time.monotonic() + 60
+    known = {entry.id for entry in snapshots.list_snapshots(tiny)}
+    while len(_container(tiny) - known) > 1 and time.monotonic() < until:
+        datasets.sweep(tiny)
+    assert len(_container(tiny) - known) == 1  # the live target
+    assert _tells(tiny) == "one"
 
 
 def test_a_kill_or_an_edit_leaves_no_state_that_is_used(

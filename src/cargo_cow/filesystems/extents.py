@@ -10,6 +10,7 @@ place on disk.  What they cannot say:
   and an extent of which only a part is referenced counts with that part.
 * XFS gives the extents of removed files back in the background, so for a moment what a removed
   clone shared still counts as shared.
+* A ZFS dataset has no FIEMAP: what it uses alone is ZFS' own count, a lower bound.
 * Metadata, and with it Btrfs' inline extents (files up to 2,048 bytes by default), belongs to
   neither figure.
 """
@@ -113,7 +114,21 @@ def usage(path: Path) -> Usage:
     with translated("measure", path):
         os.close(os.open(path, os.O_PATH | os.O_DIRECTORY))
         counter.tree(os.fspath(path))
+        held = _of_dataset(path, counter.exclusive)
+        if held is not None:
+            return held._replace(logical_bytes=counter.logical)
     return Usage(counter.logical, counter.exclusive, _covered(counter.shared), counter.exact)
+
+
+def _of_dataset(path: Path, on_disk: int) -> Usage | None:
+    """The usage of a ZFS dataset of ours, of which ``on_disk`` bytes are counted with its files."""
+    from cargo_cow.filesystems import zfs
+
+    dataset = zfs.find(path)
+    if dataset is None:
+        return None
+    alone = min(on_disk, zfs.exclusive(dataset))
+    return Usage(0, alone, on_disk - alone, False)
 
 
 class _Counter:

@@ -175,6 +175,25 @@ def _snapshots(name: str) -> list[str]:
     return [line[0] for line in listed if line[0].partition("@")[0] == name]
 
 
+def exclusive(dataset: Dataset) -> int:
+    """Bytes that come back at least if this target or state goes and nothing else, as ZFS counts.
+
+    Of a state, what only its snapshot holds; of a target, what was written since its newest
+    snapshot, or, where ZFS does not tell that, what it holds beyond its origin.  What two of them
+    share comes back with both, and is in neither figure.  Counted when a transaction group ends.
+    Raises Refused.
+    """
+    if _properties(dataset.name, _STATE)[_STATE][0] != "-":
+        return int(_properties(_snapshot_of_state(dataset.name), "used")["used"][0])
+    try:
+        return int(_properties(dataset.name, "written")["written"][0])
+    except Refused:  # zfs-fuse
+        facts = _properties(dataset.name, "used", "usedbysnapshots", "origin")
+    if facts["origin"][0] == "-" and _snapshots(dataset.name):
+        return 0  # all of it may be in a snapshot
+    return int(facts["used"][0]) - int(facts["usedbysnapshots"][0])
+
+
 # -- containers
 
 

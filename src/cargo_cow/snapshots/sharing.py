@@ -5,18 +5,20 @@ use it.  Removing some trees frees the bytes that no other tree uses, which is m
 what each uses alone: two states that share an old artefact free it only together.
 
 What lies outside the trees looked at (a copy somewhere else on the filesystem) is not known, so a
-figure may be too high by what that shares; compressed extents count before compression.
+figure may be too high by what that shares; compressed extents count before compression.  ZFS tells
+only what each dataset uses alone: there a figure is what comes back at least.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cargo_cow.filesystems import btrfs
+from cargo_cow.filesystems import btrfs, zfs
 from cargo_cow.filesystems.extents import extents
 from cargo_cow.filesystems.failures import UNSUPPORTED
 
@@ -79,6 +81,13 @@ def measure(trees: Mapping[str, Path]) -> Sharing:
         try:
             told = btrfs.filesystem_id(root)
         except OSError:
+            continue
+        dataset = zfs.find(root)
+        if dataset is not None:
+            exact = False
+            with contextlib.suppress(zfs.Refused):
+                users = frozenset({name})
+                alone[users] = alone.get(users, 0) + zfs.exclusive(dataset)
             continue
         # Addresses are those of one filesystem: far apart for each.
         base = filesystems.setdefault(told, len(filesystems)) << 80
