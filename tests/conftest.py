@@ -24,7 +24,7 @@ import time
 import traceback
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
 
@@ -253,22 +253,30 @@ def _answers(*command: str) -> bool:
     return True
 
 
+# A zfs-fuse flushes its device with sync(2), which waits for every filesystem of the machine.
+_NO_SYNC = "void sync(void) {} int fsync(int file) { return 0; }\n"
+
+
 class _SharedZfs:
     """The kernel's ZFS, or else a zfs-fuse, of which there is one: sessions share it, and the last
     of them ends it, if it was one of them that started it."""
 
     def __init__(self) -> None:
-        place = Path(tempfile.gettempdir()).resolve()
-        self._noted = place / f"{_ROOM_PREFIX}zfs-fuse.pid"
-        self._lock = (place / f"{_ROOM_PREFIX}zfs-fuse.lock").open("w")
+        self._place = Path(tempfile.gettempdir()).resolve()
+        self._noted = self._place / f"{_ROOM_PREFIX}zfs-fuse.pid"
+        self._used = self._open("use")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            if not _answers("zpool", "list"):
-                self._start()
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            with self._open("start") as starting:
+                fcntl.flock(starting, fcntl.LOCK_EX)
+                fcntl.flock(self._used, fcntl.LOCK_SH)
+                if not _answers("zpool", "list"):
+                    self._start()
         except BaseException:
-            self._lock.close()
+            self._used.close()
             raise
+
+    def _open(self, what: str) -> IO[str]:
+        return (self._place / f"{_ROOM_PREFIX}zfs-fuse.{what}").open("w")
 
     def _start(self) -> None:
         program = shutil.which("zfs-fuse", path=_TOOL_PATH)
@@ -276,17 +284,25 @@ class _SharedZfs:
             missing("neither the kernel's ZFS nor zfs-fuse is there")
         self._noted.unlink(missing_ok=True)  # it would not start with that there
         command = [program, "--no-kstat-mount", "--pidfile", str(self._noted)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        until = time.monotonic() + 20
-        while not _answers("zpool", "list"):
-            if time.monotonic() > until:
-                missing(f"zfs-fuse does not run: {done.stdout}{done.stderr}")
-            time.sleep(0.05)
+        with tempfile.TemporaryDirectory() as scratch:
+            library = Path(scratch, "no-sync.so")
+            build = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+            subprocess.run(build, input=_NO_SYNC, text=True, check=True)
+            environment = {**os.environ, "LD_PRELOAD": str(library)}
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False
+            )
+            until = time.monotonic() + 20
+            while not _answers("zpool", "list"):
+                if time.monotonic() > until:
+                    missing(f"zfs-fuse does not run: {done.stdout}{done.stderr}")
+                time.sleep(0.05)
 
     def close(self) -> None:
-        with self._lock:
+        with self._used, self._open("start") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._used, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 number = int(self._noted.read_text())
             except (OSError, ValueError):
                 return  # others use it, or nobody here has started it

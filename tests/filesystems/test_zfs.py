@@ -344,3 +344,38 @@ def test_what_a_dataset_uses_alone(place: Path, target: Path) -> None:
     assert not told.exact
     assert 2_000_000 <= told.freed(["state"]) < 2_300_000
     assert told.freed(["now"]) < 300_000
+
+
+def _zpool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("zpool", path=_PATH)
+    assert program
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_after_a_boot_all_is_where_it_was(place: Path, target: Path) -> None:
+    create_snapshot(target, place / ".cargo-cow/state")
+    coming = filesystems.temporary_sibling(target)
+    filesystems.clone_target(target, coming, allow_copy=False)
+    (coming / "file").write_text("two")
+    filesystems.exchange(coming, target)
+    left = filesystems.temporary_sibling(target)
+    filesystems.clone_target(target, left, allow_copy=False)  # of a command that the boot ends
+    for path in (coming, left):
+        temporaries.release(path)
+    holder = mounts.mount_of(place)
+    assert holder
+    pool = holder.source.split("/")[0]
+    until = time.monotonic() + 60
+    while (done := _zpool("export", pool)).returncode and time.monotonic() < until:
+        time.sleep(0.2)  # some namespace may have it still
+    assert done.returncode == 0, done.stderr
+    assert not (place / ".cargo-cow/state/file").exists()
+    done = _zpool("import", "-o", "cachefile=none", "-d", str(place.parent.parent), pool)
+    assert done.returncode == 0, done.stderr
+
+    assert (target / "file").read_text() == "two"
+    assert (place / ".cargo-cow/state/file").read_text() == "one"
+    assert list(coming.iterdir()) == list(left.iterdir()) == []
+    filesystems.remove_stale(place, "target")
+    assert not coming.exists()
+    assert not left.exists()

@@ -243,6 +243,8 @@ def test_init_makes_the_target_a_dataset(zfs: Path, tmp_path: Path) -> None:
     assert "targets are cloned by snapshot" in doctor.output, doctor.output
     assert "is a dataset" in doctor.output
     assert "already switched on" in cow(root, tmp_path, "init", **own).output
+    undone = cow(root, tmp_path, "uninstall", **own)
+    assert "stays the ZFS dataset" in undone.output, undone.output
 
     # What plain Cargo does with a mount: it empties it, and cannot remove it.
     cleaned = cargo(root, tmp_path, "clean")

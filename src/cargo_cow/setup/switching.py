@@ -308,6 +308,8 @@ def plan_uninstall(cwd: Path, *, purge: bool = False, cargo_args: Sequence[str] 
     With ``purge`` also what prepare and the shim left in this project's targets, which only
     costs the next prepare its records.  Raises ConfigurationUnusable.
     """
+    from cargo_cow.filesystems import zfs
+
     remarks: list[str] = []
     noted = notes.load()
     steps = [
@@ -352,6 +354,13 @@ def plan_uninstall(cwd: Path, *, purge: bool = False, cargo_args: Sequence[str] 
             for target in dict.fromkeys(targets)
             if target.is_dir()
         ]
+    for _, sibling in found:
+        dataset = zfs.find(sibling.build_dir)
+        if dataset is not None:
+            remarks.append(
+                f"{sibling.build_dir} stays the ZFS dataset {dataset.name}: cargo works in it; "
+                f"zfs destroy -r {dataset.name} removes it"
+            )
     found_wrapper = configuration.wrapper_from_environment()
     if found_wrapper is not None and configuration.is_ours(found_wrapper.program):
         remarks.append(f"{found_wrapper.source} still names cargo-cow-native: unset it")
