@@ -242,7 +242,8 @@ def test_init_makes_the_target_a_dataset(zfs: Path, tmp_path: Path) -> None:
     doctor = cow(root, tmp_path, "doctor", **own)
     assert "targets are cloned by snapshot" in doctor.output, doctor.output
     assert "is a dataset" in doctor.output
-    assert "already switched on" in cow(root, tmp_path, "init", **own).output
+    again = cow(root, tmp_path, "init", **own)
+    assert "already switched on" in again.output, again.output
     undone = cow(root, tmp_path, "uninstall", **own)
     assert "stays the ZFS dataset" in undone.output, undone.output
 

@@ -199,7 +199,7 @@ def exclusive(dataset: Dataset) -> int:
 
 def may_contain(directory: Path) -> Path | None:
     """Where the dataset of ``directory`` is mounted, if a container can be made in it by us; None
-    if it is no dataset that ``zfs`` knows, or we are not root."""
+    if it is no dataset that ``zfs`` knows, has one, or we are not root."""
     mount = mounts.mount_of(directory)
     if mount is None or os.geteuid() != 0 or not mount.kind.endswith("zfs") or mount.root != "/":
         return None
@@ -207,7 +207,7 @@ def may_contain(directory: Path) -> Path | None:
         _properties(mount.source, "type")
     except Refused:
         return None
-    return mount.point
+    return mount.point if container_for(directory) is None else None
 
 
 def make_container(directory: Path) -> str:
