@@ -213,6 +213,13 @@ def test_what_was_checked_out_when_a_target_was_built() -> None:
     assert built_at("c1", "main", reset, 25) == ("c2", "main")
     same = [Move("c2", 30, "checkout: moving from main to same", "t2"), Move("c2", 20, "x", "t2")]
     assert built_at("c2", "same", same, 25) == ("c2", "same")
+    # Built, a new branch, an edit, a commit of it: what is checked out was not built.
+    later = [Move("c4", 40, "commit: of an edit", "t4"), *same]
+    assert built_at("c4", "same", later, 25) == ("c4", "same")
+    assert built_at("c4", "same", later, 25, differs=True) == ("c2", "main")
+    # Built, committed, switched away: the commit is of what was built.
+    away = [Move("c1", 50, "checkout: moving from same to main", "t1"), *later]
+    assert built_at("c1", "main", away, 35, differs=True) == ("c4", "same")
 
 
 def test_sizes_and_ages() -> None:

@@ -17,7 +17,7 @@ from tests.support.projects import SOURCE, cargo, cow, git, repository, run, set
 from tests.support.sample import FILES
 
 from cargo_cow import filesystems, native, snapshots
-from cargo_cow.cargo.target import Target
+from cargo_cow.cargo.target import Session, Target, sessions
 from cargo_cow.cargo.workspace import load
 from cargo_cow.errors import CowError
 from cargo_cow.filesystems import btrfs as subvolumes
@@ -119,12 +119,21 @@ def test_there_and_back_costs_no_compiler(branches: Path, tmp_path: Path) -> Non
 
 
 def test_the_next_edit_is_incremental_from_the_right_state(branches: Path, tmp_path: Path) -> None:
+    def began(target: Path) -> dict[str, list[Session]]:
+        (profile,) = Target(str(target)).profiles
+        return sessions(profile)
+
+    there = began(branches / "target")
     _switch(branches, "main")
     assert _build(branches, tmp_path) == []
+    here = began(branches / "target")
+    of_main = _states(branches)[0]
+    # Every unit got the state that belongs to it; those that are the same never lost theirs.
+    assert here == began(of_main.target)
+    assert {crate for crate in here if here[crate] != there[crate]} == {"app", "one"}
     settle()
-    write(branches, {"one/src/lib.rs": 'pub fn mark() -> &\'static str { "uno" }\n'})
-    told = cargo(branches, tmp_path, "build", "--workspace", RUSTC_LOG="", CARGO_INCREMENTAL="1")
-    assert told.rustc == ["app", "one"]
+    _mark(branches, "one", "uno")
+    assert cargo(branches, tmp_path, "build", "--workspace").rustc == ["app", "one"]
     assert _tells(branches) == "uno two"
 
 
@@ -611,3 +620,17 @@ def test_another_checkout_gives_what_it_has_built(
     # Nobody ever compiled it here.
     assert _build(root, tmp_path) == []
     assert _tells(root) == "ONE two"
+
+
+def test_a_state_of_another_workspace_is_no_donor(btrfs: Path, tmp_path: Path) -> None:
+    """One repository, two workspaces, and an editor with a target directory of its own."""
+    files = {f"{side}/{name}": text for side in "ab" for name, text in SMALL.items()}
+    root = repository(btrfs / "main", {**files, ".gitignore": "target\nother\nCargo.lock\n"})
+    filesystems.create_target(root / "a/target")
+    _build(root / "a", tmp_path)
+    snapshots.create_state("of a", root / "a")
+    for side, target in (("b", "target"), ("a", "other")):
+        words = ["prepare", "--target-dir", target, "--format", "json"]
+        report = json.loads(cow(root / side, tmp_path, *words).output)
+        assert report["donor"] is None, report
+        assert not (root / side / target / "debug").exists()

@@ -27,7 +27,7 @@ from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, GitFailed, NoSuchState, StateDamaged
 from cargo_cow.prepare import Look, Report, donors
 from cargo_cow.prepare.grafting import GraftPlan
-from cargo_cow.prepare.place import Place, place_of
+from cargo_cow.prepare.place import Place, below, place_of
 from cargo_cow.prepare.sources import Source
 from cargo_cow.snapshots import state as states
 from cargo_cow.snapshots import store as storing
@@ -108,11 +108,15 @@ def switched(
 
 
 def _known(project: Project, place: Place) -> list[tuple[State, Units | None]]:
-    """The usable states, newest first, and what is in each."""
+    """The usable states of the workspace, newest first, and what is in each.
+
+    A repository may hold several workspaces, each with states of its own.
+    """
+    inside = below(place.workspace, place.checkout)
     return [
         (entry, states.read_units(entry))
         for _, entry in reversed(storing.everything(project, Path(place.build_dir), near=True))
-        if isinstance(entry, State)
+        if isinstance(entry, State) and below(entry.workspace, entry.checkout) == inside
     ]
 
 
@@ -148,6 +152,13 @@ def _donors(place: Place, held: ExitStack, *, again: bool) -> list[Source]:
         return []
     if not again and any(state.checkout == place.checkout for state, _ in known):
         return []
+    # A state of another target directory (an editor's own) holds other units.
+    inside = below(place.build_dir, place.checkout)
+    known = [
+        (state, units)
+        for state, units in known
+        if below(state.build_dir, state.checkout) in (inside, None)
+    ]
     sources = [_source(state, units) for state, units in known]
     by_origin = {source.origin: state for source, (state, _) in zip(sources, known, strict=True)}
     nearest = [found.source for found in donors.find(place, states=sources, checkouts=False).donors]
@@ -207,7 +218,14 @@ def _keep(
         if not taking.units_of(live).beyond([units for _, units in known if units is not None]):
             return None
         return taking.take(
-            place, project, None, origin="kept", allow_copy=False, wait=wait, say=say
+            place,
+            project,
+            None,
+            origin="kept",
+            allow_copy=False,
+            wait=wait,
+            say=say,
+            differs=bool(found.missing),
         ).state
     except CowError as error:
         say(f"warning: what was built here is not kept: {error}")

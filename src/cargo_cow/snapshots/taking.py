@@ -109,15 +109,17 @@ def take(
     locked: bool = False,
     say: Callable[[str], None] = _silent,
     told: _Git | None = None,
+    differs: bool = False,
 ) -> Taken:
     """As `create`, for a target whose records are there.  ``locked``: Cargo's lock is held already.
+    ``differs``: the target is known not to be a build of what is checked out.
 
     The order makes a kill harmless: everything is made under a temporary's name and durable
     before one rename publishes it.
     """
     build_dir = Path(place.build_dir)
     started = time.monotonic()
-    told = told or _Git(place)
+    told = told or _Git(place, differs=differs)
     store = storing.store_for(project, build_dir, allow_copy=allow_copy)
     collected = store.collect()
     identity = states.new_id()
@@ -322,7 +324,12 @@ class Move(NamedTuple):
 
 
 def built_at(
-    head: str | None, branch: str | None, moves: list[Move], built: int
+    head: str | None,
+    branch: str | None,
+    moves: list[Move],
+    built: int,
+    *,
+    differs: bool = False,
 ) -> tuple[str | None, str | None]:
     """(commit, branch) that were checked out at ``built`` (seconds); ``moves`` newest first.
 
@@ -331,15 +338,21 @@ def built_at(
     A commit made since then changes no file: what was built before it is a build of it.  A switch,
     a reset, a merge or a rebase changes files: then it is a build of what was there before.  Unless
     it came to the same tree: a new branch, a renamed one, a rebase onto itself.
+
+    ``differs``: what is checked out is known to be other than what was built, so that the newest
+    commits hold edits made since then, and a new branch before them was not built.
     """
+    switched = False
     for index, move in enumerate(moves):
         if index and move.time <= built:
             break
-        if move.message.startswith("commit"):
+        is_commit = move.message.startswith("commit")
+        if is_commit and (switched or not differs):
             continue
         before = moves[index + 1] if index + 1 < len(moves) else None
-        if before is not None and move.tree and move.tree == before.tree:
+        if before is not None and move.tree and move.tree == before.tree and not differs:
             continue
+        switched = switched or not is_commit
         head = None if before is None else before.commit
         if move.message.startswith("checkout: moving from "):
             name = move.message.removeprefix("checkout: moving from ").split(" to ")[0]
@@ -354,9 +367,10 @@ class _Git:
     """What git says of the checkout, asked while the snapshot is taken: each answer costs
     as much as the snapshot."""
 
-    def __init__(self, place: Place, *, current: bool = False) -> None:
+    def __init__(self, place: Place, *, current: bool = False, differs: bool = False) -> None:
         self._place = place
         self._current = current
+        self._differs = differs
         self._checkout = Path(place.checkout)
         self._clean: bool | None = None
         self._tree: str | None = None
@@ -383,7 +397,13 @@ class _Git:
         head, branch = self._place.head, self._place.branch
         if self._current or newest >= self._place.head_changed:
             return Built(head, branch, self._tree, self._clean)
-        commit, named = built_at(head, branch, moves_of(self._checkout), newest // 1_000_000_000)
+        commit, named = built_at(
+            head,
+            branch,
+            moves_of(self._checkout),
+            newest // 1_000_000_000,
+            differs=self._differs,
+        )
         if commit == head:
             return Built(head, named, self._tree, self._clean)
         tree = None
