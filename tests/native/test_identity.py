@@ -259,9 +259,10 @@ def test_from_inside_of_its_identity_a_message_comes_back(nested: Worktree) -> N
     assert done.stderr.decode() == expected
 
 
-def test_what_is_made_beside_the_sources_is_made(nested: Worktree) -> None:
+@pytest.mark.parametrize("word", ["(os error 30)", "ld: x.map: Read-only file system"])
+def test_what_is_made_beside_the_sources_is_made(nested: Worktree, word: str) -> None:
     """The frame is read-only; who has to write there compiles at the real path."""
-    does = 'pwd; touch made || { echo "os error 30" >&2; exit 1; }'
+    does = f'pwd; touch made || {{ echo "{word}" >&2; exit 1; }}'
     done = nested.call(does)
     assert done.returncode == 0
     assert (nested.root / "made").exists()
@@ -754,6 +755,9 @@ def test_results_are_those_of_the_worktree(workspace: Workspace) -> None:
     ]
     main = os.fsencode(workspace.main)
     assert workspace.went_in() == 4
+    assert "held back" not in workspace.log.read_text()
+    memory = workspace.root / "target/debug/incremental/.cow-macros"
+    assert "libmac-" in memory.read_text()
     for path in workspace.root.glob("target/debug/**/*.d"):
         assert main not in path.read_bytes(), path
     for path in workspace.root.glob("target/debug/.fingerprint/*/*"):
@@ -838,6 +842,67 @@ SPAN_MACRO = PURE_MACRO.replace(
 )
 
 
+GETCWD = (
+    'extern "C" { fn getcwd(at: *mut u8, size: usize) -> *mut u8; }\n'
+    "unsafe fn asked() -> String { let mut at = [0u8; 4096];"
+    " getcwd(at.as_mut_ptr(), 4096); String::from_utf8_lossy(&at).into() }\n"
+)
+KNOWING = {
+    "current_dir": "std::env::current_dir().unwrap().display().to_string()",
+    "pointer": (
+        "{ let ask: fn() -> std::io::Result<std::path::PathBuf> = std::env::current_dir;"
+        " std::hint::black_box(ask)().unwrap().display().to_string() }"
+    ),
+    "canonicalize": 'std::fs::canonicalize(".").unwrap().display().to_string()',
+    "canonicalized": 'std::path::Path::new(".").canonicalize().unwrap().display().to_string()',
+    "absolute": 'std::path::absolute("x").unwrap().display().to_string()',
+    "read_link": 'std::fs::read_link("/proc/self/cwd").unwrap().display().to_string()',
+    "command": 'format!("{:?}", std::process::Command::new("pwd").output())',
+    "getcwd": "unsafe { asked() }",
+}
+UNKNOWING = {
+    "constant": '"x".to_string()',
+    "file": 'std::fs::read_to_string("/dev/null").unwrap()',
+    "listing": 'format!("{}", std::fs::read_dir(".").unwrap().count())',
+    "variable": 'std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default()',
+    "panic": 'if input.is_empty() { panic!("{input}") } else { String::new() }',
+    "thread": "std::thread::spawn(|| String::new()).join().unwrap()",
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "level"),
+    [(how, "0") for how in (*KNOWING, *UNKNOWING)]
+    + [(how, "3") for how in ("current_dir", "pointer", "file")],
+)
+def test_which_macros_may_know_their_directory(worktree: Worktree, how: str, level: str) -> None:
+    source = worktree.unit.root.parent / "mac.rs"
+    expression = (KNOWING | UNKNOWING)[how]
+    source.write_text(
+        "extern crate proc_macro;\nuse proc_macro::TokenStream;\n"
+        f"{GETCWD if how == 'getcwd' else ''}"
+        "#[proc_macro]\npub fn text(input: TokenStream) -> TokenStream {\n"
+        "    let input = input.to_string();\n    let _ = &input;\n"
+        f'    let text: String = {expression};\n    format!("{{text:?}}").parse().unwrap()\n}}\n'
+    )
+    words = ["--crate-type", "proc-macro", "--crate-name", "mac", "--edition=2021"]
+    words += ["-C", "prefer-dynamic", "-C", f"opt-level={level}", "-C", "strip=debuginfo"]
+    out = worktree.unit.deps / "libmac-0.so"
+    subprocess.run(["rustc", *words, source, "-o", out], check=True, capture_output=True)
+    reached = worktree.arguments("-L", f"dependency={worktree.unit.deps}")
+    for _ in range(2):  # the second time from memory
+        done = worktree.call("pwd", reached)
+        assert worktree.went_in(done)
+        assert ("held back" in worktree.said()) == (how in KNOWING)
+        worktree.log.unlink()
+    memory = worktree.root / "target/debug/incremental/.cow-macros"
+    assert not memory.exists() or memory.read_text().count("\n") == 1
+    # Without a table of symbols nothing is known.
+    subprocess.run(["strip", out], check=True)
+    worktree.call("pwd", reached)
+    assert "held back" in worktree.said()
+
+
 def test_a_macro_that_tells_its_directory_tells_the_real_one(workspace: Workspace) -> None:
     write = (workspace.root / "mac/src/lib.rs").write_text
     write(PLACE_MACRO)
@@ -867,6 +932,7 @@ def test_a_macro_that_asks_and_does_not_tell_changes_nothing(workspace: Workspac
     said = workspace.build()
     assert said.count("unused variable") == 1
     assert workspace.went_in() == 4
+    assert "held back" in workspace.log.read_text()
     assert "given up" not in workspace.log.read_text()
     assert workspace.program()[5] == "data"
     # Held back, a message is still there when the build fails.

@@ -2,32 +2,39 @@
 //!
 //! They run inside rustc, and so at the identity: a macro that puts `current_dir()` into its output
 //! would put the identity there.  Variables are the real ones, so that hardly any macro does.  Which
-//! could is told by the symbols they import: who asks neither the system nor the standard library
-//! for the directory, and starts no program, cannot know it.  Where a macro could that this compile
-//! may load, what is compiled is held back, looked through, and compiled again at the real path
-//! if it holds the identity.
+//! could is told by what its code calls: who asks neither the system nor the standard library for
+//! the directory, and starts no program, cannot know it.  (The standard library is in every macro,
+//! and calls all of this itself, for backtraces.)  Where a macro could that this compile may load,
+//! what is compiled is held back, looked through, and compiled again at the real path if it holds
+//! the identity.
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::strip_prefix;
 use super::places::Place;
 use crate::elf;
 
+/// Of the memory: of what is asked, and how.
+const FORMAT: u32 = 1;
+
 /// In every procedural macro's shared object (rustc_session's `proc_macro_decls_symbol`).
 const MACRO: &[u8] = b"rustc_proc_macro_decls";
 
-/// Parts of mangled names of the standard library (legacy and v0): length and name.
+/// Ends of the standard library's paths, mangled (legacy and v0): length and name.
 const PATHS: &[&[u8]] = &[
     b"11current_dir",
     b"12canonicalize",
+    b"7Command",
     b"8absolute",
     b"8readlink",
     b"9read_link",
-    b"7Command",
 ];
+const STANDARD: &[u8] = b"3std";
 
 /// Symbols of libc, whole.
 const CALLS: &[&[u8]] = &[
@@ -35,7 +42,6 @@ const CALLS: &[&[u8]] = &[
     b"__realpath_chk",
     b"canonicalize_file_name",
     b"dlopen",
-    b"dlsym",
     b"execv",
     b"execve",
     b"execvp",
@@ -49,14 +55,14 @@ const CALLS: &[&[u8]] = &[
     b"readlink",
     b"readlinkat",
     b"realpath",
-    b"syscall",
     b"system",
     b"vfork",
 ];
 
 /// The first macro among those that the compile may load which may know its working directory.
-/// `arguments` are those given.
-pub fn knowing<'a>(arguments: impl Iterator<Item = &'a OsStr>) -> Option<PathBuf> {
+/// `arguments` are those given; `memory` is a file to remember answers in.
+pub fn knowing<'a>(arguments: impl Iterator<Item = &'a OsStr>, memory: &Path) -> Option<PathBuf> {
+    let mut known = Known::read(memory);
     let mut previous: &OsStr = OsStr::new("");
     let mut directories = Vec::new();
     for word in arguments {
@@ -82,7 +88,7 @@ pub fn knowing<'a>(arguments: impl Iterator<Item = &'a OsStr>) -> Option<PathBuf
                 .position(|byte| *byte == b'=')
                 .map_or(0, |at| at + 1);
             let path = PathBuf::from(OsStr::from_bytes(&bytes[at..]));
-            if may_know(&path) {
+            if known.may_know(&path) {
                 return Some(path);
             }
         }
@@ -93,28 +99,112 @@ pub fn knowing<'a>(arguments: impl Iterator<Item = &'a OsStr>) -> Option<PathBuf
         let entries = fs::read_dir(directory).ok()?.flatten();
         let mut objects = entries.filter(|entry| entry.file_name().as_bytes().ends_with(b".so"));
         objects
-            .find(|entry| may_know(&entry.path()))
+            .find(|entry| known.may_know(&entry.path()))
             .map(|entry| entry.path())
     })
 }
 
-fn may_know(path: &Path) -> bool {
-    match elf::dynamic_names(path) {
-        Ok(Some(names)) => names_tell(&names),
-        // Of another system, or half written; one that is gone is loaded by nobody.
-        Ok(None) => true,
-        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+/// Answers by name, size and time: to read a macro's code takes milliseconds.
+struct Known<'a> {
+    memory: &'a Path,
+    answers: String,
+}
+
+impl<'a> Known<'a> {
+    /// Beyond this it is begun anew.
+    const MOST: usize = 1 << 18;
+
+    fn read(memory: &'a Path) -> Self {
+        let answers = fs::read_to_string(memory).unwrap_or_default();
+        if answers.len() > Self::MOST {
+            let _ = fs::remove_file(memory);
+        }
+        Self { memory, answers }
+    }
+
+    fn may_know(&mut self, path: &Path) -> bool {
+        let Ok(stat) = fs::metadata(path) else {
+            return false; // it is loaded by nobody
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let (size, time, part) = (stat.size(), stat.mtime(), stat.mtime_nsec());
+        let question = format!("{FORMAT} {name} {size} {time}.{part:09} ");
+        let answer = |line: &str| Some(line.strip_prefix(&question)? != "no");
+        if let Some(known) = self.answers.lines().find_map(answer) {
+            return known;
+        }
+        let may = fs::read(path).map_or(true, |data| judge(&data));
+        let line = format!("{question}{}\n", if may { "may" } else { "no" });
+        // One write, so that lines of parallel compiles stay whole.
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.memory);
+        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+        self.answers.push_str(&line);
+        may
     }
 }
 
-fn names_tell(names: &[u8]) -> bool {
-    let mut is_macro = false;
-    let mut tells = false;
-    for name in names.split(|byte| *byte == 0) {
-        is_macro |= contains(name, MACRO);
-        tells |= CALLS.contains(&name) || PATHS.iter().any(|path| contains(name, path));
+/// Whether the macro in a shared object may know its directory; no macro does not.
+fn judge(data: &[u8]) -> bool {
+    let is_wanted = |name: &[u8], of_another: bool| {
+        if of_another {
+            CALLS.contains(&name)
+        } else {
+            contains(name, STANDARD) && PATHS.iter().any(|path| contains(name, path))
+        }
+    };
+    let Some(calls) = elf::calls(data, is_wanted) else {
+        return contains(data, MACRO);
+    };
+    let is_macro = calls.exported.iter().any(|name| contains(name, MACRO));
+    is_macro
+        && !calls
+            .callers
+            .iter()
+            .all(|name| is_of_standard_library(name))
+}
+
+/// Whether a function is one of the standard library's own, by its mangled name: the first crate
+/// that is named in it.
+fn is_of_standard_library(name: &[u8]) -> bool {
+    const OWN: &[&[u8]] = &[b"3std", b"4core", b"5alloc", b"12panic_unwind"];
+    if let Some(legacy) = name.strip_prefix(b"_ZN") {
+        // `<std::…>` or `<std::… as …>` is one name, `_$LT$std..…`.
+        let digits = legacy
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit())
+            .count();
+        let implemented = legacy[digits..].strip_prefix(b"_$LT$");
+        return OWN.iter().any(|own| legacy.starts_with(own))
+            || implemented.is_some_and(|of| {
+                [b"std..".as_slice(), b"core..", b"alloc.."]
+                    .iter()
+                    .any(|own| of.starts_with(own))
+            });
     }
-    is_macro && tells
+    let Some(path) = name.strip_prefix(b"_R") else {
+        return false;
+    };
+    // `C`, perhaps `s` with a number in base 62 and `_`, then length and name.
+    let crates = (0..path.len()).filter(|at| path[*at] == b'C');
+    let named = crates.filter_map(|at| {
+        let rest = &path[at + 1..];
+        match rest.strip_prefix(b"s") {
+            Some(number) => {
+                let end = number
+                    .iter()
+                    .position(|byte| !byte.is_ascii_alphanumeric())?;
+                number[end..].strip_prefix(b"_")
+            }
+            None => Some(rest),
+        }
+        .filter(|rest| rest.first().is_some_and(u8::is_ascii_digit))
+    });
+    named
+        .take(1)
+        .any(|rest| OWN.iter().any(|own| rest.starts_with(own)))
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
@@ -208,22 +298,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn symbols_tell() {
-        let own = b"\0__rustc_proc_macro_decls_0123__\0".as_slice();
+    fn names_tell_whose_code_it_is() {
         for name in [
-            b"getcwd".as_slice(),
-            b"_ZN3std3env11current_dir17h0123456789abcdefE",
-            b"_RNvNtCs1_3std3env11current_dir",
-            b"_ZN3std7process7Command3new17h0123456789abcdefE",
-            b"_ZN3std3sys2fs12canonicalize17h0123456789abcdefE",
+            b"_ZN3std2fs4read17h0123456789abcdefE".as_slice(),
+            b"_ZN84_$LT$std..sys..backtrace..Lock$u20$as$u20$core..fmt..Display$GT$3fmt17h0E",
+            b"_RNvNtCsjrHSEGnQ3l9_3std3env11current_exe",
+            b"_RINvNtCsgEmfK2I1SDS_4core3ptr13drop_in_placeNtNtCslx_5other4ThatE",
+            b"_RNvMs0_NtNtNtNtCsjrHSEGnQ3l9_3std3sys4sync4once5futexNtB5_4Once4call",
         ] {
-            assert!(names_tell(&[own, name, b"\0"].concat()));
-            // Of a library that rustc does not load nothing is asked.
-            assert!(!names_tell(&[b"\0", name, b"\0"].concat()));
+            assert!(is_of_standard_library(name), "{}", name.escape_ascii());
         }
-        for name in [b"my_getcwd".as_slice(), b"_ZN3std3env7var_os17hE", b"read"] {
-            assert!(!names_tell(&[own, name, b"\0"].concat()));
+        for name in [
+            b"".as_slice(),
+            b"_ZN7mymacro6expand17h0123456789abcdefE",
+            b"_ZN50_$LT$mymacro..X$u20$as$u20$std..Y$GT$1f17h0E",
+            b"_RNvCsjrHSEGnQ3l9_7mymacro6expand",
+            b"_RNvC7mymacro3std",
+            b"main",
+        ] {
+            assert!(!is_of_standard_library(name), "{}", name.escape_ascii());
         }
+    }
+
+    #[test]
+    fn what_is_no_object_is_no_macro() {
+        assert!(!judge(b""));
+        assert!(!judge(b"text"));
+        // Of a machine that is not known, it may.
+        assert!(judge(
+            b"\x7fELF of another kind: __rustc_proc_macro_decls_0__"
+        ));
     }
 
     #[test]

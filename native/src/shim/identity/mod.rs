@@ -128,7 +128,9 @@ impl Plan {
         let given = given.iter().map(AsRef::as_ref);
         check_words(given.clone(), &back)?;
         let rewritten = arguments::rewrite(given.clone(), &places)?;
-        let doubt = macros::knowing(given).map(|object| Doubt::new(object, compile, directory));
+        let memory = directory.join(incremental).join(".cow-macros");
+        let knowing = macros::knowing(given, &memory);
+        let doubt = knowing.map(|object| Doubt::new(object, compile, directory));
         if let Some(doubt) = doubt.as_ref().filter(|doubt| doubt.is_settled()) {
             return Err(format!("{} tells where it ran", doubt.object.display()));
         }
@@ -208,6 +210,12 @@ impl Plan {
         namespace::confine(&mut command, self.view, log);
         let back = self.back.clone();
         let mut said = Said::new(self.doubt.is_some());
+        if let Some(doubt) = &self.doubt {
+            log(&format!(
+                "identity: held back: {} may know where it is",
+                doubt.object.display()
+            ));
+        }
         let ended = if let Some(heard) = heard {
             let relay = |from, to: &mut _| back.relay(from, to);
             process::overhear(&mut command, &mut said, relay).map(|(ended, all)| {
@@ -344,8 +352,10 @@ impl Said {
 
 impl Write for Said {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        const EROFS: &[u8] = b"os error 30";
-        self.read_only |= text.windows(EROFS.len()).any(|part| part == EROFS);
+        // Of Rust programs, and of linkers (strerror).
+        for sign in [b"os error 30".as_slice(), b"Read-only file system"] {
+            self.read_only |= text.windows(sign.len()).any(|part| part == sign);
+        }
         if self.holding {
             self.held.extend_from_slice(text);
         } else {
