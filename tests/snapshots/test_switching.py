@@ -495,6 +495,49 @@ fn main() {
     assert _tells(root) == "made 2 two"
 
 
+def test_what_a_script_wrote_for_a_macro(btrfs: Path, tmp_path: Path) -> None:
+    """The same where only a macro reads it: the shim saw that."""
+    files = {
+        **SMALL,
+        ".gitignore": "/target\nCargo.lock\nsecret.txt\n",
+        **_member("one", "hidden"),
+        "one/build.rs": """
+fn main() {
+    println!("cargo::rerun-if-changed=input.txt");
+    std::fs::copy("input.txt", "secret.txt").unwrap();
+}
+""",
+        "one/input.txt": "read 1\n",
+        "one/src/lib.rs": "pub fn mark() -> &'static str { hidden::read!() }\n",
+        "hidden/Cargo.toml": FILES["hidden/Cargo.toml"],
+        "hidden/src/lib.rs": FILES["hidden/src/lib.rs"],
+    }
+    files["Cargo.toml"] = files["Cargo.toml"].replace('"one"', '"one", "hidden"')
+    root = _project(btrfs / "main", files)
+
+    def build() -> None:
+        settle()
+        wrapper = str(native.program())
+        assert cow(root, tmp_path, "build", "--workspace", RUSTC_WRAPPER=wrapper).status == 0
+        settle()
+
+    build()
+    git(root, "switch", "-qc", "other")
+    settle()
+    write(root, {"one/input.txt": "read 2\n"})
+    git(root, "commit", "-qam", "other")
+    build()
+    for branch, said in (("main", "read 1 two"), ("other", "read 2 two")) * 2:
+        _switch(root, branch)
+        build()
+        assert _tells(root) == said
+        # The next compile reads the file again: it must be what the script makes of this branch.
+        write(root, {"one/src/lib.rs": files["one/src/lib.rs"] + "// edited\n"})
+        build()
+        assert _tells(root) == said
+        write(root, {"one/src/lib.rs": files["one/src/lib.rs"]})
+
+
 def test_a_hidden_input_changed_before_the_way_back(btrfs: Path, tmp_path: Path) -> None:
     root = _project(btrfs / "main", FILES)
     _build(root, tmp_path, *ALL)

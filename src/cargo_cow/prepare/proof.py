@@ -80,6 +80,9 @@ _HARD = frozenset(
 )
 
 
+# What may be a script's work: an input that is not as it was.
+_WRITTEN = frozenset({"missing", "content", "hidden-input"})
+
 # What Cargo never sees in place; a first build elsewhere would.
 _BLIND = frozenset({"package", "hidden", "git", "written"})
 
@@ -508,7 +511,7 @@ class Proof:
             if made is not None:
                 told.update(name for name, _ in made.dependencies if self.is_own_script(key, name))
             reason = verdict.reason
-            if made is None or reason is None or reason.code not in ("missing", "content"):
+            if made is None or reason is None or reason.code not in _WRITTEN:
                 continue
             if not any(self.is_own_script(key, dependency) for dependency, _ in made.dependencies):
                 continue
@@ -546,12 +549,18 @@ class Proof:
     def written(self, made: Record) -> str | None:
         """An input that is missing or differs, and that git ignores: a script's work, then.
 
-        There may be other differences before it.
+        There may be other differences before it.  What a macro was seen to read counts as well.
         """
+        known = [(entry.base, entry.path, entry.digest) for entry in made.inputs]
+        known += [
+            (entry.base, entry.path, entry.digest or MISSING)
+            for entry in made.hidden or ()
+            if entry.kind == "file"
+        ]
         different = []
-        for wanted in made.inputs:
-            path = self.here(made, wanted.base, wanted.path)
-            if below(path, self.place.checkout) and self.contents.file(path) != wanted.digest:
+        for base, name, digest in known:
+            path = self.here(made, base, name)
+            if below(path, self.place.checkout) and self.contents.file(path) != digest:
                 different.append(path)
         if not different:
             return None
