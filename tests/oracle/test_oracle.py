@@ -19,7 +19,7 @@ import pytest
 from . import observe
 from .histories import History, World, draw, play, played, report, smallest
 from .stories import BEYOND, STORIES, WHOLE, build, edit, edits_in_turn, worktree
-from .tools import TOOLS, CargoCow, Tool
+from .tools import TOOLS, CargoCow, CargoCowWarehouse, Tool
 from .workspaces import small
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
@@ -126,6 +126,16 @@ def test_plain_builds_between_hooks(btrfs: Path) -> None:
     calls = (btrfs / "world/main/.git/oracle/calls").read_text()
     assert calls.count("hooks run post-checkout") >= 4, calls
     assert world.builds == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STORIES)
+def test_story_with_the_warehouse(btrfs: Path, name: str) -> None:
+    world = _told(btrfs, STORIES[name], CargoCowWarehouse())
+    home = btrfs / "world" / "home"
+    kept = list(home.glob(".cache/cargo-cow/warehouse/units/*/*/*"))
+    assert kept, "the warehouse was not used"
+    assert world.log
 
 
 def test_same_commit_compiles_nothing(btrfs: Path) -> None:

@@ -386,9 +386,10 @@ def _flag(b: Builder) -> None:
 
 def _capi(b: Builder) -> None:
     b.crate_types.extend(["rlib", "cdylib", "staticlib"])
+    crate = b.member.package_name.replace("-", "_")  # as who calls it knows it, by its file
     b.items.append(
         f"""#[no_mangle]
-pub extern "C" fn oracle_{b.name}() -> *const std::ffi::c_char {{
+pub extern "C" fn oracle_{crate}() -> *const std::ffi::c_char {{
     let line = |(k, v): &(&str, String)| format!("obs {{k}} = {{v:?}}");
     let lines: Vec<String> = observe().iter().map(line).collect();
     std::ffi::CString::new(lines.join("\\n")).unwrap().into_raw()

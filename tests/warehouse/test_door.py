@@ -200,6 +200,23 @@ def test_what_a_macro_reads_behind_the_compilers_back(place: Place) -> None:
     assert place.build(project, SECRET="!").rustc == ["app"]
 
 
+def test_what_a_macro_reads_outside_of_its_package(place: Place) -> None:
+    """No rule about packages covers that: it is observed."""
+    source = _READER["hidden/src/lib.rs"].replace("{root}/secret.txt", "{root}/../secret.txt")
+    project = place.project("main", _READER | {"hidden/src/lib.rs": source, "secret.txt": "one\n"})
+    place.build(project)
+    _touched(project)
+    assert place.build(project).rustc == []
+    write(project, {"secret.txt": "two\n"})
+    _touched(project)
+    assert place.build(project).rustc == ["app"]
+    assert told(project) == "two"
+    write(project, {"secret.txt": "one\n"})
+    _touched(project)
+    again = place.build(project)
+    assert (again.rustc, told(project)) == ([], "one")
+
+
 def test_what_a_script_declares_counts_for_the_whole_package(place: Place) -> None:
     """Such scripts print nothing new: they are there to have Cargo compile again."""
     files = _READER | {

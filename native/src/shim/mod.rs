@@ -66,17 +66,18 @@ fn stay(
     mut door: Option<warehouse::Door>,
 ) -> ExitCode {
     let mut started = inputs::start();
-    if let Some(door) = &mut door
-        && guarded(|| door.restore()).is_some()
-    {
-        // The inputs were compared after the start, and are observed as after a compile.
-        note(
-            observation,
-            &mut inputs::Hasher::new(since(observation, started)),
-            started,
-            None,
-        );
-        return ExitCode::SUCCESS;
+    if let Some(door) = &mut door {
+        let mut hasher = inputs::Hasher::new(since(observation, started));
+        if let Some(hidden) = guarded(|| door.restore(&mut hasher)) {
+            // The inputs were compared after the start, and are observed as after a compile.
+            let seen = Seen {
+                observer: None,
+                back: None,
+                known: Some(hidden).filter(|hidden| !hidden.is_null()),
+            };
+            note(observation, &mut hasher, started, Some(&seen));
+            return ExitCode::SUCCESS;
+        }
     }
     started = inputs::file_clock().max(started);
     let clock = Instant::now();
@@ -87,6 +88,7 @@ fn stay(
             .filter(|_| chained.is_none())
             .and_then(|_| observer::Observer::of(&compiler[0])),
         back: None,
+        known: None,
     };
     let at_identity = identity.and_then(|plan| {
         let back = plan.back();
@@ -126,11 +128,11 @@ fn stay(
             if code == 0 {
                 let since = since(observation, started);
                 let mut hasher = inputs::Hasher::new(since);
-                note(observation, &mut hasher, started, Some(&seen));
+                let hidden = note(observation, &mut hasher, started, Some(&seen));
                 if let (Some(door), Some(said)) = (&mut door, &said) {
                     let seconds = clock.elapsed().as_secs_f64();
                     guarded(|| {
-                        door.keep(since, &mut hasher, said, seconds);
+                        door.keep(since, &mut hasher, said, hidden, seconds);
                         Some(())
                     });
                 }
@@ -149,6 +151,8 @@ fn stay(
 struct Seen {
     observer: Option<observer::Observer>,
     back: Option<identity::restore::Back>,
+    /// What the compile of an entry of the warehouse read, found the same here.
+    known: Option<serde_json::Value>,
 }
 
 fn since(observation: Option<&observe::Plan>, started: inputs::Nanoseconds) -> inputs::Nanoseconds {
@@ -160,15 +164,15 @@ fn note(
     hasher: &mut inputs::Hasher,
     started: inputs::Nanoseconds,
     seen: Option<&Seen>,
-) {
-    let Some(plan) = observation else { return };
+) -> Option<serde_json::Value> {
+    let plan = observation?;
     guarded(|| {
-        match plan.write(plan.since(started), hasher, seen) {
-            Ok(summary) => log(&summary),
-            Err(reason) => log(&format!("not observed: {reason}")),
-        }
-        Some(())
-    });
+        plan.write(plan.since(started), hasher, seen)
+            .inspect(|(summary, _)| log(summary))
+            .inspect_err(|reason| log(&format!("not observed: {reason}")))
+            .ok()?
+            .1
+    })
 }
 
 /// Becomes the compiler.  Where the chained wrapper cannot be run, the compiler itself still can.

@@ -83,13 +83,14 @@ impl Plan {
     }
 
     /// After the compile succeeded.  `since` is when it began (see there), as `hasher` was told.
-    /// `seen`: what was observed of it.  Returns a line for the log.
+    /// `seen`: what was observed of it.  Returns a line for the log, and what it read behind
+    /// rustc's back, where that was observed.
     pub fn write(
         &self,
         since: Nanoseconds,
         hasher: &mut Hasher,
         seen: Option<&Seen>,
-    ) -> Result<String, String> {
+    ) -> Result<(String, Option<Value>), String> {
         let failed = |what: &Path| {
             let what = what.display().to_string();
             move |error: std::io::Error| format!("{what}: {error}")
@@ -141,17 +142,21 @@ impl Plan {
             failed(&aside)(error)
         })?;
         let unit = self.unit.display();
-        Ok(format!(
+        let summary = format!(
             "observed {unit}: {} of {} files",
             files.len(),
             dep_info.files.len()
-        ))
+        );
+        Ok((summary, hidden))
     }
 }
 
 impl Plan {
     /// `None`: it was not observed.
     fn hidden(&self, seen: &Seen, dep_info: &DepInfo, hasher: &mut Hasher) -> Option<Value> {
+        if seen.known.is_some() {
+            return seen.known.clone();
+        }
         let notes = seen.observer.as_ref()?.notes()?;
         let named = dep_info.files.iter();
         let place = hidden::Place {

@@ -115,11 +115,15 @@ impl Door {
         Ok((program, request, context, ledgers, key))
     }
 
-    /// Gives out what was compiled from the same.  `None`: the compiler has to run.
-    pub fn restore(&mut self) -> Option<()> {
+    /// Gives out what was compiled from the same.  Returns what that compile read behind rustc's
+    /// back, null where that was not observed.  `None`: the compiler has to run.
+    pub fn restore(&mut self, hasher: &mut Hasher) -> Option<Value> {
         let mut reason = "new".to_owned();
         for entry in Entry::all(&self.store, &self.key.digest) {
-            if let Err(why) = self.matches(&entry) {
+            if let Err(why) = self
+                .matches(&entry)
+                .and_then(|()| hidden_is_same(&entry, hasher))
+            {
                 reason = why;
                 continue;
             }
@@ -134,7 +138,7 @@ impl Door {
                     let saved = entry.value.get("seconds").and_then(Value::as_f64);
                     self.tell("hit", "", &moved, saved.unwrap_or(0.0));
                     log(&format!("warehouse: {} restored", self.request.crate_name));
-                    return Some(());
+                    return Some(entry.value["hidden"].clone());
                 }
                 Err(error) => {
                     reason = format!("not restored: {error}");
@@ -301,10 +305,19 @@ impl Door {
     }
 
     /// Keeps what the compile that began at `since` made.
-    pub fn keep(&mut self, since: Nanoseconds, hasher: &mut Hasher, said: &Heard, seconds: f64) {
+    ///
+    /// `hidden`: what it read behind rustc's back, as `hidden::judge` tells it.
+    pub fn keep(
+        &mut self,
+        since: Nanoseconds,
+        hasher: &mut Hasher,
+        said: &Heard,
+        hidden: Option<Value>,
+        seconds: f64,
+    ) {
         let began = Instant::now();
         let name = self.request.crate_name.clone();
-        match self.kept(since, hasher, said, seconds) {
+        match self.kept(since, hasher, said, hidden, seconds) {
             Ok(()) => {
                 let took = began.elapsed().as_secs_f64() * 1e3;
                 log(&format!("warehouse: {name} is kept ({took:.1} ms)"));
@@ -321,6 +334,7 @@ impl Door {
         since: Nanoseconds,
         hasher: &mut Hasher,
         said: &Heard,
+        hidden: Option<Value>,
         seconds: f64,
     ) -> Result<(), String> {
         if !said.complete {
@@ -363,6 +377,7 @@ impl Door {
                     .collect::<Vec<_>>()
             ),
             json!(read.environment),
+            json!(hidden),
             if bound { json!(profile) } else { Value::Null },
             if diagnostics {
                 form.clone()
@@ -390,6 +405,7 @@ impl Door {
             "variables": read.environment,
             "absent": absent,
             "files": inputs,
+            "hidden": hidden,
             "stderr": stderr,
             "dep_info": dep_info,
         });
@@ -551,6 +567,46 @@ impl Door {
 /// The verb `--keep`: what a call handed over.
 pub fn finish(directory: &Path) -> Result<(), String> {
     entry::finish(directory)
+}
+
+/// Whether what an entry's compile read behind rustc's back is the same here, where that is known
+/// in full; where not, the key holds what it may have read.
+fn hidden_is_same(entry: &Entry, hasher: &mut Hasher) -> Result<(), String> {
+    let hidden = &entry.value["hidden"];
+    if hidden.is_null() || hidden["complete"] == false {
+        return Ok(());
+    }
+    let list = |name: &str| hidden[name].as_array().ok_or("malformed");
+    let text = |value: &Value| value.as_str().ok_or("malformed").map(str::to_owned);
+    for file in list("files")? {
+        let path = text(&file[0])?;
+        if hasher.hash(path.as_ref()).ok().map(|input| input.digest) != Some(text(&file[2])?) {
+            return Err(format!("file {path}"));
+        }
+    }
+    for directory in list("directories")? {
+        let path = text(&directory[0])?;
+        if hasher.names(path.as_ref()).ok() != Some(text(&directory[1])?) {
+            return Err(format!("directory {path}"));
+        }
+    }
+    for (name, wanted) in [("missing", false), ("existing", true)] {
+        for path in list(name)? {
+            let path = text(path)?;
+            if Path::new(&path).exists() != wanted {
+                return Err(format!("file {path}"));
+            }
+        }
+    }
+    for variable in list("env")? {
+        let name = text(&variable[0])?;
+        let value = std::env::var_os(&name)
+            .map(|value| blake3::hash(value.as_encoded_bytes()).to_hex().to_string());
+        if value.as_deref() != variable[1].as_str() {
+            return Err(format!("variable {name}"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether the file has the digest; one that looks as it did then was not written to since.
