@@ -6,8 +6,9 @@
 //! judges nothing, allocates nothing, makes no system call of its own once it is attached, and
 //! leaves `errno` as the real function left it.
 //!
-//! Nothing is noted before rustc opens its first shared library (a macro's), so that what rustc
-//! asks for itself when it starts is left out.
+//! Variables are not noted before rustc opens its first shared library (a macro's): until then it
+//! asks for its own.  Files are, because the assembler's `.incbin` needs no macro.  A program that
+//! becomes another (a rustup proxy, a script) leaves its notes behind when the other begins.
 //!
 //! Compiled by `build.rs` without the standard library and embedded in the program.
 #![no_std]
@@ -68,7 +69,8 @@ const HEADER: usize = 32;
 const MAGIC: u64 = 0x0031_7765_6976_776f;
 
 static BUFFER: AtomicPtr<u8> = AtomicPtr::new(null_mut());
-static NOTING: AtomicBool = AtomicBool::new(false);
+/// Whether a macro's library was opened.
+static MACROS: AtomicBool = AtomicBool::new(false);
 /// Hashes of notes that are there already.  Two that collide would lose one: 64 bits make that
 /// less likely than a fault of the memory.
 static SEEN: [AtomicU64; 1 << 16] = [const { AtomicU64::new(0) }; 1 << 16];
@@ -82,7 +84,7 @@ fn word(buffer: *mut u8, index: usize) -> &'static AtomicU64 {
 /// One note: kind, what came of it, length of the name (two bytes), name.
 fn note(kind: u8, outcome: u8, name: &[u8]) {
     let buffer = BUFFER.load(Ordering::Acquire);
-    if buffer.is_null() || !NOTING.load(Ordering::Relaxed) {
+    if buffer.is_null() || (kind == b'E' && !MACROS.load(Ordering::Relaxed)) {
         return;
     }
     if !is_new(kind, outcome, name) {
@@ -170,6 +172,9 @@ extern "C" fn attach() {
             return;
         }
         let buffer = buffer.cast::<u8>();
+        for index in [1, 2] {
+            word(buffer, index).store(0, Ordering::Relaxed);
+        }
         word(buffer, 0).store(MAGIC, Ordering::Relaxed);
         BUFFER.store(buffer, Ordering::Release);
     }
@@ -455,7 +460,7 @@ pub unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mut c_voi
         dlopen,
         unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void
     );
-    NOTING.store(true, Ordering::Relaxed);
+    MACROS.store(true, Ordering::Relaxed);
     // SAFETY: the caller's own arguments.
     unsafe {
         note(b'M', DONE, text(path));

@@ -49,7 +49,10 @@ def test_the_whole_of_it(unit: Unit) -> None:
     )
     assert unit.call(does).returncode == 0
     lib, b = unit.root / "src/lib.rs", unit.root / "src/b.rs"
-    assert observed(unit) == {
+    value = observed(unit)
+    # What a shell in rustc's place looks at is no matter here (tests/prepare/test_hidden.py).
+    del value["hidden"]
+    assert value == {
         "format": 1,
         "invoked": unit.stamp.stat().st_mtime_ns,
         "cwd": str(unit.root),
@@ -59,15 +62,6 @@ def test_the_whole_of_it(unit: Unit) -> None:
             [str(outside), 200_000, digest(outside)],
         ],
         "env": [["UNSET", None], ["SET", "a\\b\nc=d"]],
-        # The shell that stands for rustc opens no macro's library.
-        "hidden": {
-            "complete": True,
-            "files": [],
-            "directories": [],
-            "missing": [],
-            "existing": [],
-            "env": [],
-        },
     }
     assert {path.name for path in unit.fingerprint.iterdir()} == {
         "cow-observed.json",

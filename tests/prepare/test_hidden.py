@@ -194,13 +194,15 @@ def test_a_library_that_is_preloaded_already_stays(btrfs: Path, tmp_path: Path) 
     assert _told(root) == f"<LD_PRELOAD={theirs}>"
 
 
-def test_what_the_assembler_includes(btrfs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", ["looking::look!()", '"no macro"'])
+def test_what_the_assembler_includes(btrfs: Path, tmp_path: Path, beside: str) -> None:
+    """rustc's incremental state would bring back the old object: it looks at no such file."""
     main = (
         'std::arch::global_asm!(".globl blob", "blob:", ".incbin \\"app/data/a\\"", ".byte 0");\n'
         'unsafe extern "C" { static blob: u8; }\n'
         "fn main() {\n"
         "    let byte = unsafe { std::ptr::addr_of!(blob).read() };\n"
-        '    println!("{} {}", byte as char, looking::look!());\n'
+        f'    println!("{{}} {{}}", byte as char, {beside});\n'
         "}\n"
     )
     root = _project(btrfs / "main", main)
@@ -211,3 +213,7 @@ def test_what_the_assembler_includes(btrfs: Path, tmp_path: Path) -> None:
     write(there, {"app/data/a": "z"})
     _build(there, tmp_path)
     assert _told(there).startswith("z ")
+    settle()
+    write(there, {"app/data/a": "y"})
+    _build(there, tmp_path)
+    assert _told(there).startswith("y ")

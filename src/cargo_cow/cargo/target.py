@@ -446,6 +446,28 @@ class Session(NamedTuple):
     began: int
 
 
+def crate_of(unit: Unit) -> str:
+    """The crate's name, by the unit's stem: ``<kind>-<target>`` with Cargo's words in front."""
+    name = unit.stem
+    for front in ("test-integration-test-", "test-", "integration-test-"):
+        name = name.removeprefix(front)
+    for front in ("lib-", "bin-", "example-", "bench-"):
+        if name.startswith(front):
+            name = name.removeprefix(front)
+            break
+    return name.replace("-", "_")
+
+
+def incremental_of(unit: Unit) -> list[str]:
+    """Directories with rustc's incremental state of all units of a unit's crate name and profile.
+
+    Which of them is the unit's own, their names do not tell.
+    """
+    crate = crate_of(unit)
+    found = _entries(f"{unit.profile.directory}/incremental")
+    return [entry.path for entry in found if entry.name.rpartition("-")[0] == crate]
+
+
 def sessions(profile: Profile) -> dict[str, list[Session]]:
     """The finished incremental state below a profile, by crate name.
 

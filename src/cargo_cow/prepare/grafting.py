@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from cargo_cow import filesystems
 from cargo_cow.cargo.lock import build_lock
-from cargo_cow.cargo.target import Profile, Session, Target, Unit, mtime, sessions
+from cargo_cow.cargo.target import Profile, Session, Target, Unit, crate_of, mtime, sessions
 from cargo_cow.errors import CowError, Locked, UnknownFormat
 from cargo_cow.prepare import identity, proof, record, stamp
 from cargo_cow.prepare.contents import Contents
@@ -506,7 +506,7 @@ def _incremental(
     for unit in offering.target.units:
         if not unit.is_script_run and not unit.is_documentation:
             profiles[unit.profile.name] = unit.profile
-            units.setdefault((unit.profile.name, _crate(unit)), []).append(unit)
+            units.setdefault((unit.profile.name, crate_of(unit)), []).append(unit)
     known: dict[str, dict[str, list[Session]]] = {}
     for key in keys:
         unit = offering.proof.units[key]
@@ -518,25 +518,13 @@ def _incremental(
         name = unit.profile.name
         if name not in known:
             known[name] = sessions(profiles[name]) if name in profiles else {}
-        crate = _crate(unit)
+        crate = crate_of(unit)
         matched = _matched(units.get((name, crate), []), known[name].get(crate, []))
         directory = matched.get(key)
         if directory is not None:
             inside = unit.profile.directory[len(offering.target.build_dir) + 1 :]
             found[key] = (f"{inside}/incremental/{directory}",)
     return found
-
-
-def _crate(unit: Unit) -> str:
-    """The crate's name, by the unit's stem: ``<kind>-<target>`` with Cargo's words in front."""
-    name = unit.stem
-    for front in ("test-integration-test-", "test-", "integration-test-"):
-        name = name.removeprefix(front)
-    for front in ("lib-", "bin-", "example-", "bench-"):
-        if name.startswith(front):
-            name = name.removeprefix(front)
-            break
-    return name.replace("-", "_")
 
 
 def _matched(units: list[Unit], found: list[Session]) -> dict[str, str]:

@@ -11,6 +11,7 @@ A unit that was *grafted* into a target in place is judged as one in a clone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,11 +19,12 @@ from typing import Literal, NamedTuple
 from cargo_cow import git
 from cargo_cow.cargo import depinfo
 from cargo_cow.cargo.script import relocate_out_dirs, relocate_rerun_lines
-from cargo_cow.cargo.target import Target, Unit, mtime, package_mtime
+from cargo_cow.cargo.target import Target, Unit, incremental_of, mtime, package_mtime
 from cargo_cow.errors import GitFailed, UnknownFormat
 from cargo_cow.prepare import record
 from cargo_cow.prepare.capture import mentions, newest_below
 from cargo_cow.prepare.contents import MISSING, Contents, digest_of
+from cargo_cow.prepare.macros import INCBIN
 from cargo_cow.prepare.packages import Packages, first_difference
 from cargo_cow.prepare.place import Place, below, is_made_at
 from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, PRIMARY, Record
@@ -127,6 +129,7 @@ class Plan(NamedTuple):
 
     ``settled`` are records to write: (path, unit key, record).  ``stamp`` are files to give the
     time T0 (outputs before their reference file, dependencies before dependents).
+    ``forget`` are directories with incremental state to remove.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -135,10 +138,18 @@ class Plan(NamedTuple):
     rewrites: tuple[Rewrite, ...]
     source_times: tuple[SourceTime, ...]
     settled: tuple[tuple[str, str, Record], ...]
+    forget: tuple[str, ...] = ()
 
     @property
     def changes_nothing(self) -> bool:
-        return not (self.drop or self.stamp or self.rewrites or self.source_times or self.settled)
+        return not (
+            self.drop
+            or self.stamp
+            or self.rewrites
+            or self.source_times
+            or self.settled
+            or self.forget
+        )
 
     def count(self, status: Status) -> int:
         return sum(verdict.status == status for verdict in self.verdicts)
@@ -582,11 +593,14 @@ class Proof:
         rewrites: list[Rewrite] = []
         source_times: list[SourceTime] = []
         settled: list[tuple[str, str, Record]] = []
+        forget: list[str] = []
         moving: set[str] = set()
         for key in self.order:
             unit = self.units[key]
             verdict = self.verdicts[key]
             made = self.record(key)
+            if self.must_forget(unit, verdict, made):
+                forget.extend(incremental_of(unit))
             if self.must_drop(unit, verdict, made):
                 drop.append(Drop(unit.hash_file, unit.reference_file))
             if verdict.status != "proven" or made is None:
@@ -623,10 +637,39 @@ class Proof:
             tuple(rewrites),
             tuple(source_times),
             tuple(settled),
+            tuple(dict.fromkeys(forget)),
         )
 
+    def must_forget(self, unit: Unit, verdict: Verdict, made: Record | None) -> bool:
+        """Whether rustc's incremental state could bring back what the unit must not hold any more.
+
+        Macros are expanded in every compile.  What the assembler includes is not looked at again:
+        rustc takes the old object file as long as the sources are the same.
+        """
+        if unit.is_script_run or verdict.status not in ("unproven", "dirty"):
+            return False
+        if made is None:
+            return self.is_from_elsewhere(unit.key) and self.names_incbin(unit)
+        if INCBIN not in made.macros:
+            return False
+        if made.hidden is not None:
+            return self.hidden_reason(made) is not None
+        return self.is_from_elsewhere(unit.key) or not self.judged_by_cargo(made)
+
+    def is_from_elsewhere(self, key: str) -> bool:
+        return self.cloned or key in self.grafted
+
+    def names_incbin(self, unit: Unit) -> bool:
+        makefile = unit.makefile()
+        for name in makefile.files if makefile is not None else ():
+            path = os.path.join(self.place.workspace, name)
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                if b"incbin" in file.read():
+                    return True
+        return False
+
     def must_drop(self, unit: Unit, verdict: Verdict, made: Record | None) -> bool:
-        if self.cloned or verdict.key in self.grafted:
+        if self.is_from_elsewhere(verdict.key):
             # The donor's dirty units as well: here their files may look unchanged.
             return verdict.status in ("unproven", "dirty")
         reason = verdict.reason

@@ -31,6 +31,12 @@ def apply(plan: Plan, t0: int, contents: Contents) -> Applied:
 
     The caller holds Cargo's build lock, or the target is not published yet.  Raises OSError.
     """
+    for directory in plan.forget:
+        # First: a unit that is dropped is compiled, and must not find it.
+        import shutil
+
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory)
     for dropped in plan.drop:
         drop(dropped)
     for rewrite in plan.rewrites:
