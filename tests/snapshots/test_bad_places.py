@@ -246,7 +246,8 @@ def test_a_detached_head_is_no_deleted_branch(tiny: Path, tmp_path: Path) -> Non
     edit(tiny, "two", tmp_path)
     made = snapshots.create_state(None, tiny)
     assert (made.branch, made.clean) == (None, False)
-    assert snapshots.prune_snapshots(Policy(drop_merged=True), tiny)[0].going == ()
+    going = snapshots.prune_snapshots(Policy(drop_merged=True), tiny)[0].going
+    assert [each.reason for each in going] == []
     git(tiny, "checkout", "-q", "--", "src/text")
     git(tiny, "switch", "-q", "main")
     settle()

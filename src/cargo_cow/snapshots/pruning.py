@@ -280,6 +280,11 @@ def _facts(policy: Policy, root: Path) -> Facts:
         ["for-each-ref", "--format=%(refname)", f"--merged={into}", "refs/heads"], root
     )
     busy = {checkout.branch for checkout in checkouts} | {into}
+    if into == checkouts[0].head:
+        # A detached HEAD (a bisect) stands for the branch that it was taken from, which is merged
+        # into nothing by that.
+        words = ["for-each-ref", "--format=%(refname)", f"--points-at={into}", "refs/heads"]
+        busy |= _branches(git.run(words, root))
     return Facts(now, branches, _branches(merged) - busy, into)
 
 
