@@ -10,6 +10,7 @@ because there it was promised.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib
@@ -424,13 +425,30 @@ def ext4(ext4_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     yield from _fresh(ext4_mount, request)
 
 
+@contextlib.contextmanager
+def _ended_in_the_end() -> Iterator[None]:
+    """Kill a zfs-fuse that has locked up: who waits for it to open a program can be interrupted by
+    nothing else, pytest's own timeout included.  A process, because a fork that waits holds
+    everything that this one could do.
+    """
+    note = Path(tempfile.gettempdir()) / f"{_ROOM_PREFIX}zfs-fuse.pid"
+    words = ["sh", "-c", 'sleep 400; kill -9 "$(cat "$1")"', "sh", str(note)]
+    watch = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        os.killpg(watch.pid, signal.SIGKILL)
+        watch.wait()
+
+
 @pytest.fixture
 def zfs(zfs_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A dataset of the test's own in a real ZFS pool."""
     pool = (zfs_mount.parent / "pool").read_text()
     name = f"{pool}/{os.urandom(4).hex()}"
     _run("zfs", "create", name)
-    yield zfs_mount / name.rpartition("/")[2]
+    with _ended_in_the_end():
+        yield zfs_mount / name.rpartition("/")[2]
     until = time.monotonic() + 10
     # Clones of one test refer to each other only, so -R ends at this dataset.
     while not _answers("zfs", "destroy", "-R", name) and time.monotonic() < until:
