@@ -214,7 +214,9 @@ def test_a_state_on_btrfs_is_a_read_only_snapshot_that_shares_all(tiny: Path) ->
 def test_a_plain_directory_on_btrfs_becomes_a_read_only_subvolume(
     btrfs: Path, tmp_path: Path
 ) -> None:
-    root = built(repository(btrfs / "main", TINY), tmp_path)
+    root = repository(btrfs / "main", TINY)
+    (root / "target").mkdir()  # as Cargo does
+    built(root, tmp_path)
     assert not subvolumes.is_subvolume(root / "target")
     made = snapshots.create_state("one", root)
     assert made.method == "reflink"

@@ -189,8 +189,12 @@ def test_init_switches_it_on_and_uninstall_off(place: Place) -> None:
             check=True,
             env={**os.environ, "XDG_CACHE_HOME": cache},
         )
+        # Keeping goes on after the build.
+        until = time.monotonic() + 30
+        while len(list(Path(cache).glob("cargo-cow/warehouse/units/*/*/*/entry.json"))) < 3:
+            assert time.monotonic() < until, "it is never kept"
+            time.sleep(0.05)
         shutil.rmtree(project / "target")
-        time.sleep(0.5)
     assert _cow(project, "stats", XDG_CACHE_HOME=cache)["hits"] == 3
     (check,) = [
         one
