@@ -144,7 +144,7 @@ def case_sha256(base: Path) -> Path:
 
 def case_reftable(base: Path) -> Path:
     if ask(base, "init", "--quiet", "--ref-format=reftable", "trial") is None:
-        pytest.skip("this git knows no reftable")
+        pytest.skip("another kind: this git knows no reftable")
     return repository(base / "main", "--ref-format=reftable")
 
 

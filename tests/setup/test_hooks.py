@@ -338,7 +338,9 @@ def test_beside_a_hook(root: Path, called: Path, tmp_path: Path, kind: str) -> N
     assert _facts(root / ".git") == before
 
 
-@pytest.mark.skipif(gateway.knows_configured_hooks(Path.cwd()), reason="this git is given no files")
+@pytest.mark.skipif(
+    gateway.knows_configured_hooks(Path.cwd()), reason="another kind: this git is given no files"
+)
 class TestFiles:
     """git before 2.54: the line goes into files."""
 

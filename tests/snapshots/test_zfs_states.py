@@ -229,7 +229,7 @@ def test_init_makes_the_target_a_dataset(zfs: Path, tmp_path: Path) -> None:
     root = repository(zfs / "main", _TINY)
     assert cow(root, tmp_path, "build").status == 0
     if filesystems.probe(root).reflink:
-        pytest.skip("this ZFS clones blocks: init leaves the target as it is")
+        pytest.skip("another kind: this ZFS clones blocks: init leaves the target as it is")
     own = {"CARGO_HOME": str(tmp_path / "cargo home")}  # nothing here may reach the user's
     shown = cow(root, tmp_path, "init", "--dry-run", **own)
     assert shown.status == 0, shown.output
