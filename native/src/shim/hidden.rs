@@ -202,7 +202,8 @@ impl Place<'_> {
             .components()
             .take(3)
             .any(|part| MADE.iter().any(|made| part.as_os_str() == *made));
-        if own || inside.components().count() < 2 {
+        let above = inside.components().count() < 2 && path.is_dir();
+        if own || above || inside.as_os_str().is_empty() {
             return Ok(true);
         }
         Err(format!("it asks for {}, which was built", path.display()))
@@ -318,6 +319,7 @@ mod tests {
             note(Write, Done, "/w/app/cache"),
             note(Read, Failed, "/w/app/secret"),
             note(Read, Done, "/w/app/target/sqlx/query.json"),
+            note(Read, Missing, "/w/app/target/schema.json"),
             note(Variable, Done, "CARGO_PRIMARY_PACKAGE"),
         ] {
             let value = judged(std::slice::from_ref(&refused));
