@@ -72,6 +72,12 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
                 .map(|()| json!({}))
                 .map_err(Failure::usage)
         }
+        Some("--identify") if arguments.len() >= 3 => {
+            let target = arguments[2].to_str().filter(|target| !target.is_empty());
+            crate::shim::warehouse::identify(Path::new(&arguments[1]), &arguments[3..], target)
+                .map(|identity| json!({ "identity": identity }))
+                .map_err(Failure::usage)
+        }
         Some(other) => Err(Failure::usage(format!("unknown verb {other}"))),
         None => Err(Failure::usage(
             "a verb (--version, --clone-tree, --enter) or a compiler is needed",

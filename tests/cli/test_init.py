@@ -375,13 +375,19 @@ def test_a_running_build_postpones_the_conversion(
 def test_purge_keeps_what_is_not_ours(cow: Cow, project: Path) -> None:
     unit = project / "target/debug/.fingerprint/tiny-0123456789abcdef"
     unit.mkdir(parents=True)
-    for name in ("cow-record.json", "cow-observed.json", "lib-tiny", "invoked.timestamp"):
+    for name in (
+        "cow-record.json",
+        "cow-observed.json",
+        "cow-asked.json",
+        "lib-tiny",
+        "invoked.timestamp",
+    ):
         (unit / name).write_text("")
     (project / "target/.cargo-cow").mkdir()
     (project / "target/.cargo-cow/prepared.json").write_text("{}")
     (project / "cow-mine.json").write_text("")
     cow("uninstall")
-    assert len(list(unit.iterdir())) == 4
+    assert len(list(unit.iterdir())) == 5
     assert cow("uninstall", "--purge").status == 0
     assert sorted(path.name for path in unit.iterdir()) == ["invoked.timestamp", "lib-tiny"]
     assert not (project / "target/.cargo-cow").exists()

@@ -18,8 +18,8 @@ from cargo_cow import filesystems
 from cargo_cow.errors import FilesystemFailed, TargetUnusable
 from cargo_cow.filesystems import mounts, syscalls, temporaries
 from cargo_cow.filesystems import zfs as datasets
+from cargo_cow.filesystems.sharing import measure
 from cargo_cow.snapshots import create_snapshot
-from cargo_cow.snapshots.sharing import measure
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 

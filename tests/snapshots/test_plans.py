@@ -8,9 +8,9 @@ from random import Random
 import pytest
 
 from cargo_cow.errors import UsageError
+from cargo_cow.filesystems.sharing import Range, Sharing, overlay
 from cargo_cow.snapshots.policy import Mark, Policy, Space, parse_age, parse_mark, parse_size
 from cargo_cow.snapshots.pruning import Facts, Plan, decide
-from cargo_cow.snapshots.sharing import Range, Sharing, overlay
 from cargo_cow.snapshots.state import Damaged, Seal, State, Units, checked_name, new_id
 from cargo_cow.snapshots.taking import Move, built_at
 

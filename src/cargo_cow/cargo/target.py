@@ -19,6 +19,8 @@ from cargo_cow.cargo.depinfo import DepInfo, MakefileDepInfo, parse_encoded, par
 from cargo_cow.cargo.script import ScriptOutput, parse_output
 
 OBSERVED_NAME = "cow-observed.json"
+ASKED_NAME = "cow-asked.json"
+"""What the shim asked the warehouse for, and did not get (``docs/warehouse.md``)."""
 RECORD_NAME = "cow-record.json"
 
 _UNIT_DIRECTORY = re.compile(r"^(.+)-([0-9a-f]{16})$")

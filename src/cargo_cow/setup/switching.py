@@ -524,13 +524,13 @@ def _convert(target: Path) -> str | None:
 def _remove_records(target: Path) -> None:
     from cargo_cow import filesystems
     from cargo_cow.cargo.lock import build_lock
-    from cargo_cow.cargo.target import OBSERVED_NAME, RECORD_NAME, Target
+    from cargo_cow.cargo.target import ASKED_NAME, OBSERVED_NAME, RECORD_NAME, Target
     from cargo_cow.filesystems import temporaries
 
     with build_lock(target, wait=False):
         found = Target(str(target))
         for directory in [unit.directory for unit in found.units] + found.unknown:
-            for name in (OBSERVED_NAME, RECORD_NAME):
+            for name in (ASKED_NAME, OBSERVED_NAME, RECORD_NAME):
                 (Path(directory) / name).unlink(missing_ok=True)
         ours = target / ".cargo-cow"
         if ours.is_dir() and not ours.is_symlink():

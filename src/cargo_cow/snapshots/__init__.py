@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cargo_cow.cargo.workspace import Workspace
+    from cargo_cow.filesystems.sharing import Sharing
     from cargo_cow.snapshots.activation import Activated, activate
     from cargo_cow.snapshots.policy import Mark, Policy
     from cargo_cow.snapshots.pruning import Plan, Pruned, decide, plan, prune
-    from cargo_cow.snapshots.sharing import Sharing
     from cargo_cow.snapshots.state import Damaged, State, verify
     from cargo_cow.snapshots.store import Project, Store, in_use, project_of
     from cargo_cow.snapshots.taking import Taken, create, create_snapshot
@@ -65,8 +65,7 @@ __all__ = [
 _HOME = {
     "activation": ("Activated", "activate"),
     "policy": ("Mark", "Policy"),
-    "pruning": ("Plan", "Pruned", "decide", "plan", "prune"),
-    "sharing": ("Sharing",),
+    "pruning": ("Plan", "Pruned", "Sharing", "decide", "plan", "prune"),
     "state": ("Damaged", "State", "verify"),
     "store": ("Project", "Store", "in_use", "project_of"),
     "taking": ("Taken", "create", "create_snapshot"),

@@ -18,9 +18,9 @@ from cargo_cow import git
 from cargo_cow.cargo import workspace as workspaces
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, UsageError
+from cargo_cow.filesystems.sharing import Sharing, measure
 from cargo_cow.snapshots import store as storing
 from cargo_cow.snapshots.policy import Policy, Space, space_of
-from cargo_cow.snapshots.sharing import Sharing, measure
 from cargo_cow.snapshots.state import Damaged, State
 from cargo_cow.snapshots.store import Project
 

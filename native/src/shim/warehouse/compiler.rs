@@ -18,19 +18,38 @@ const ROOM: &str = "compilers";
 /// The identity of `program` compiling for `target`, or why it cannot be told.
 pub fn identity(program: &OsStr, target: Option<&str>, store: &Store) -> Result<String, String> {
     let path = located(program).ok_or_else(|| format!("{}: not found", program.display()))?;
-    if path.with_file_name("rustup").exists() {
-        let sysroot = toolchain().ok_or("rustup would choose the toolchain")?;
-        return of_sysroot(&sysroot, target, store);
-    }
-    if let Some(sysroot) = path.parent().and_then(Path::parent)
-        && driver(sysroot).is_some()
-    {
-        return of_sysroot(sysroot, target, store);
+    if let Some(sysroot) = sysroot_of(&path)? {
+        return of_sysroot(&sysroot, "rustc", target, store);
     }
     // A script, or a compiler that somebody installed in a way of his own: it says where it is.
     let (own, _) = digest_of(&path)?;
     let sysroot = asked(&path, &own, store)?;
-    Ok(format!("{own} {}", of_sysroot(&sysroot, target, store)?))
+    Ok(format!(
+        "{own} {}",
+        of_sysroot(&sysroot, "rustc", target, store)?
+    ))
+}
+
+/// The identity of a `clippy-driver`, which is a compiler of its own: it loads the libraries of
+/// the toolchain that it lies in, whatever rustc it is called with.
+pub fn clippy(program: &OsStr, target: Option<&str>, store: &Store) -> Result<String, String> {
+    let path = located(program).ok_or_else(|| format!("{}: not found", program.display()))?;
+    let sysroot =
+        sysroot_of(&path)?.ok_or_else(|| format!("{} lies in no toolchain", path.display()))?;
+    of_sysroot(&sysroot, super::request::CLIPPY, target, store)
+}
+
+/// The toolchain that a program belongs to, by where it lies; or that rustup would choose.
+fn sysroot_of(path: &Path) -> Result<Option<PathBuf>, String> {
+    if path.with_file_name("rustup").exists() {
+        return toolchain()
+            .map(Some)
+            .ok_or_else(|| "rustup would choose the toolchain".to_owned());
+    }
+    let sysroot = path.parent().and_then(Path::parent);
+    Ok(sysroot
+        .filter(|sysroot| driver(sysroot).is_some())
+        .map(Path::to_owned))
 }
 
 /// The file that a name stands for.
@@ -114,8 +133,13 @@ fn asked(path: &Path, own: &str, store: &Store) -> Result<PathBuf, String> {
     Ok(sysroot)
 }
 
-fn of_sysroot(sysroot: &Path, target: Option<&str>, store: &Store) -> Result<String, String> {
-    let mut files = named(&sysroot.join("bin"), &["rustc"]);
+fn of_sysroot(
+    sysroot: &Path,
+    program: &str,
+    target: Option<&str>,
+    store: &Store,
+) -> Result<String, String> {
+    let mut files = named(&sysroot.join("bin"), &[program]);
     files.extend(named(
         &sysroot.join("lib"),
         &["librustc_driver", "libLLVM", "libstd-"],

@@ -53,13 +53,27 @@ const IDLE: &[&str] = &[
 ];
 const IDLE_FAMILIES: &[&str] = &["CARGO_COW_", "DIRENV_", "TMUX", "VSCODE_"];
 
+const SECRET: &[&str] = &[
+    "ACCESS_KEY",
+    "API_KEY",
+    "APIKEY",
+    "AUTH",
+    "COOKIE",
+    "CREDENTIAL",
+    "PASSPHRASE",
+    "PASSW",
+    "PRIVATE_KEY",
+    "SECRET",
+    "TOKEN",
+];
+
 /// What rustc itself, or a linker below it, goes by.
-const READ_BY_RUSTC: &[&str] = &[
+pub const READ_BY_RUSTC: &[&str] = &[
     "RUSTC_BOOTSTRAP",
     "RUSTC_FORCE_RUSTC_VERSION",
     "RUST_TARGET_PATH",
 ];
-const READ_BY_LINKERS: &[&str] = &[
+pub const READ_BY_LINKERS: &[&str] = &[
     "COMPILER_PATH",
     "GCC_EXEC_PREFIX",
     "LDEMULATION",
@@ -138,7 +152,17 @@ impl Parts {
 
     fn variable(&mut self, name: &str) {
         if let Some(value) = std::env::var_os(name) {
-            self.add("variable", format!("{name}={}", value.display()));
+            self.value(name, &value.display().to_string());
+        }
+    }
+
+    /// Entries keep their parts: of what may be a secret, the digest.
+    fn value(&mut self, name: &str, value: &str) {
+        if is_secret(name, value) {
+            let digest = blake3::hash(value.as_bytes()).to_hex();
+            self.add("variable", format!("{name}#{digest}"));
+        } else {
+            self.add("variable", format!("{name}={value}"));
         }
     }
 
@@ -182,8 +206,13 @@ pub fn of(
         newest: 0,
     };
     parts.add("format", FORMAT.to_string());
-    let identity = compiler::identity(program, request.target.as_deref(), store)?;
-    parts.add("compiler", identity);
+    if request.clippy {
+        let identity = compiler::clippy(program, request.target.as_deref(), store)?;
+        parts.add("clippy", identity);
+    } else {
+        let identity = compiler::identity(program, request.target.as_deref(), store)?;
+        parts.add("compiler", identity);
+    }
     parts.add("crate", &request.crate_name);
     for word in &request.words {
         parts.add("word", word);
@@ -217,8 +246,11 @@ pub fn of(
     for (name, value) in sorted_variables() {
         if name.starts_with("CARGO_PKG_") || name == "CARGO_CRATE_NAME" || name == "CARGO_BIN_NAME"
         {
-            parts.add("variable", format!("{name}={value}"));
+            parts.value(&name, &value);
         }
+    }
+    if request.clippy {
+        clippy(&mut parts, request, context, ledgers)?;
     }
     libraries(&mut parts, request, context, ledgers)?;
     if request.native_cpu {
@@ -243,6 +275,73 @@ pub fn of(
         newest: parts.newest,
         tied,
     })
+}
+
+/// Passwords, tokens and the like, by how they are called; addresses that hold one.
+fn is_secret(name: &str, value: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    SECRET.iter().any(|word| name.contains(word))
+        || value.split_once("://").is_some_and(|(_, rest)| {
+            rest.split('/')
+                .next()
+                .is_some_and(|host| host.contains('@'))
+        })
+}
+
+/// What clippy goes by beside the sources: its variables, its configuration (searched upwards,
+/// clippy_config's `lookup_conf_file`, 1.95), the manifests.
+fn clippy(
+    parts: &mut Parts,
+    request: &Request,
+    context: &Context,
+    ledgers: &mut Ledgers,
+) -> Result<(), String> {
+    for (name, value) in sorted_variables() {
+        if name.starts_with("CLIPPY_") || matches!(&*name, "SYSROOT" | "CARGO_PRIMARY_PACKAGE") {
+            if asks_for_all_manifests(value.as_bytes()) {
+                return Err(ALL_MANIFESTS.to_owned());
+            }
+            parts.value(&name, &value);
+        }
+    }
+    if request
+        .words
+        .iter()
+        .any(|word| asks_for_all_manifests(word.as_bytes()))
+    {
+        return Err(ALL_MANIFESTS.to_owned());
+    }
+    let from = variable("CLIPPY_CONF_DIR").map_or_else(|| context.package.clone(), PathBuf::from);
+    let from = fs::canonicalize(context.directory.join(from)).map_err(|error| error.to_string())?;
+    for directory in from.ancestors() {
+        for name in ["clippy.toml", ".clippy.toml"] {
+            let file = directory.join(name);
+            if file.exists() {
+                parts.tree("clippy-configuration", &file, Scope::All, context, ledgers)?;
+            }
+        }
+    }
+    for directory in [&context.package, &context.directory] {
+        let file = directory.join("Cargo.toml");
+        parts.tree("manifest", &file, Scope::All, context, ledgers)?;
+    }
+    Ok(())
+}
+
+pub const ALL_MANIFESTS: &str = "clippy looks at the manifests of all packages";
+
+/// The lints of the group `clippy::cargo` ask Cargo for all packages that there are.
+pub fn asks_for_all_manifests(text: &[u8]) -> bool {
+    [
+        "clippy::cargo",
+        "cargo_common_metadata",
+        "multiple_crate_versions",
+        "negative_feature_names",
+        "redundant_feature_names",
+        "wildcard_dependencies",
+    ]
+    .iter()
+    .any(|name| memchr::memmem::find(text, name.as_bytes()).is_some())
 }
 
 fn sorted_variables() -> Vec<(String, String)> {
@@ -444,7 +543,7 @@ fn hidden(
         if name == "LD_LIBRARY_PATH" {
             parts.search_path(&name, context);
         } else if !idle {
-            parts.add("variable", format!("{name}={value}"));
+            parts.value(&name, &value);
         }
     }
     if let Some(out) = &context.out {

@@ -6,6 +6,7 @@
 //! given out: its files by reflink, under the time of now; its diagnostics once more.  In any
 //! doubt there is no hit, and the compiler runs.
 
+mod asked;
 mod baked;
 mod compiler;
 mod entry;
@@ -53,6 +54,9 @@ pub struct Door {
     key: Key,
     dep_info: PathBuf,
     opened: Instant,
+    /// The call, for those who want to compile it again.
+    call: Value,
+    asked: asked::Note,
 }
 
 impl Door {
@@ -73,12 +77,17 @@ impl Door {
             Ok(made) => made,
             Err(reason) => {
                 log(&format!("warehouse: not for this call: {reason}"));
-                store.tell(&json!({"time": now(), "what": "passed", "reason": reason,
-                    "crate": compile.crate_name.to_string_lossy()}));
+                let told = json!({"time": now(), "what": "passed", "reason": reason,
+                    "crate": compile.crate_name.to_string_lossy(),
+                    "package": package(), "profile": profile.to_str()});
+                asked::Note::of(compile).leave(&told);
+                store.tell(&told);
                 return None;
             }
         };
         Some(Self {
+            call: asked::call(call, &context.directory),
+            asked: asked::Note::of(compile),
             store,
             program,
             request,
@@ -107,9 +116,11 @@ impl Door {
         let context = Context::of(profile, view).ok_or("not called by Cargo")?;
         let mut ledgers = Ledgers::default();
         let stem = format!("lib{}{}", request.crate_name, request.extra_filename);
-        ledgers
-            .note_unit(profile, &stem, context.kind(&request), &request.externs)
-            .ok_or("its unit cannot be noted")?;
+        if !request.extra_filename.is_empty() {
+            ledgers
+                .note_unit(profile, &stem, context.kind(&request), &request.externs)
+                .ok_or("its unit cannot be noted")?;
+        }
         let program = call.programs[0].clone();
         let key = key::of(&program, &request, &context, &mut ledgers, store)?;
         Ok((program, request, context, ledgers, key))
@@ -137,6 +148,7 @@ impl Door {
                 Ok(moved) => {
                     let saved = entry.value.get("seconds").and_then(Value::as_f64);
                     self.tell("hit", "", &moved, saved.unwrap_or(0.0));
+                    self.asked.clear();
                     log(&format!("warehouse: {} restored", self.request.crate_name));
                     return Some(entry.value["hidden"].clone());
                 }
@@ -148,7 +160,25 @@ impl Door {
         }
         log(&format!("warehouse: {}: {reason}", self.request.crate_name));
         self.tell("miss", &reason, &Moved::default(), 0.0);
+        self.leave_word(&reason);
         None
+    }
+
+    /// What was asked for and is not there.
+    fn leave_word(&self, reason: &str) {
+        let out = self.context.out.as_ref().and_then(|out| out.to_str());
+        self.asked.leave(&json!({
+            "time": now(),
+            "what": "miss",
+            "reason": reason,
+            "crate": self.request.crate_name,
+            "package": package(),
+            "profile": self.context.profile.to_str(),
+            "directory": self.context.directory.to_str(),
+            "out": out,
+            "key": self.key.digest,
+            "parts": self.key.parts,
+        }));
     }
 
     fn tell(&self, what: &str, reason: &str, moved: &Moved, saved: f64) {
@@ -161,6 +191,8 @@ impl Door {
             "what": what,
             "reason": reason,
             "crate": self.request.crate_name,
+            "package": package(),
+            "profile": self.context.profile.to_str(),
             "key": self.key.digest,
             "seconds": self.opened.elapsed().as_secs_f64(),
             "reflinked": moved.reflinked,
@@ -406,6 +438,7 @@ impl Door {
             "absent": absent,
             "files": inputs,
             "hidden": hidden,
+            "call": self.call,
             "stderr": stderr,
             "dep_info": dep_info,
         });
@@ -497,6 +530,9 @@ impl Door {
             let text = fs::read(&path).map_err(|error| error.to_string())?;
             if memchr::memmem::find(&text, b"incbin").is_some() {
                 return Err(format!("{name} may include what nobody tells of"));
+            }
+            if self.request.clippy && key::asks_for_all_manifests(&text) {
+                return Err(key::ALL_MANIFESTS.to_owned());
             }
             let other = match name.strip_suffix("/mod.rs") {
                 Some(module) => format!("{module}.rs"),
@@ -631,9 +667,33 @@ fn looks(identity: &Identity) -> String {
     )
 }
 
-/// Seconds since the epoch.
-fn now() -> u64 {
+/// The package that is compiled, as its entries name it.
+fn package() -> Option<String> {
+    let name = variable("CARGO_PKG_NAME")?.into_string().ok()?;
+    let version = variable("CARGO_PKG_VERSION").and_then(|version| version.into_string().ok());
+    Some(version.map_or(name.clone(), |version| format!("{name} {version}")))
+}
+
+/// The verb `--identify`: which compiler a call names, as the key of an entry tells it.
+pub fn identify(
+    root: &Path,
+    programs: &[OsString],
+    target: Option<&str>,
+) -> Result<String, String> {
+    let store = Store {
+        root: root.to_owned(),
+        mode: Mode::Reflink,
+    };
+    match programs {
+        [rustc] => compiler::identity(rustc, target, &store),
+        [clippy, _] => compiler::clippy(clippy, target, &store),
+        _ => Err("no compiler is named".to_owned()),
+    }
+}
+
+/// Seconds since the epoch, to the millisecond.
+fn now() -> f64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |now| now.as_secs())
+        .map_or(0.0, |now| (now.as_secs_f64() * 1e3).round() / 1e3)
 }

@@ -4,15 +4,19 @@
 //! files or make others, and such a call is the compiler's alone.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::args::{self, Call, Compile};
+
+pub const CLIPPY: &str = "clippy-driver";
 
 #[derive(Debug, Default)]
 pub struct Request {
     pub crate_name: String,
     pub crate_types: Vec<String>,
     pub test: bool,
+    /// `clippy-driver` stands before rustc, and is the compiler.
+    pub clippy: bool,
     pub out_dir: PathBuf,
     /// `-0123456789abcdef`
     pub extra_filename: String,
@@ -67,19 +71,19 @@ const CODEGEN_REFUSED: &[&str] = &[
 impl Request {
     /// Or why the call is the compiler's alone.
     pub fn of(call: &Call, compile: &Compile) -> Result<Self, String> {
-        if call.programs.len() != 1 {
-            return Err("another wrapper".to_owned());
-        }
+        let clippy = match call.programs {
+            [_] => false,
+            [wrapper, _] if Path::new(wrapper).file_name() == Some(OsStr::new(CLIPPY)) => true,
+            _ => return Err("another wrapper".to_owned()),
+        };
         let mut result = Self {
+            clippy,
             out_dir: compile.out_dir.clone(),
             incremental: compile.incremental.is_some(),
             extra_filename: text(&compile.extra_filename)?.to_owned(),
             crate_name: text(&compile.crate_name)?.to_owned(),
             ..Self::default()
         };
-        if result.extra_filename.is_empty() {
-            return Err("its files carry no hash".to_owned());
-        }
         if compile.sysroot.is_some() {
             return Err("--sysroot".to_owned());
         }
@@ -152,6 +156,14 @@ impl Request {
             .find(|kind| !known.contains(&kind.as_str()))
         {
             return Err(format!("the crate type {other}"));
+        }
+        // Cargo names a path package's shared object as its users know it.  What other units are
+        // given by such a name is another unit from one build to the next.
+        let is_last = |kind: &String| matches!(kind.as_str(), "cdylib" | "staticlib");
+        let none_is_given_it =
+            !result.crate_types.is_empty() && result.crate_types.iter().all(is_last);
+        if result.extra_filename.is_empty() && !none_is_given_it {
+            return Err("its files carry no hash".to_owned());
         }
         result.makes_code = emit.iter().any(|kind| kind == "link");
         result.words.push(format!("--emit {}", emit.join(",")));
@@ -330,6 +342,39 @@ mod tests {
             "--print link-args",
         ] {
             assert!(request(more).is_err(), "{more}");
+        }
+    }
+
+    #[test]
+    fn who_may_stand_before_rustc() {
+        let call = |wrapper: &str| {
+            let line = format!(
+                "{wrapper} rustc --crate-name a a.rs --json=artifacts --crate-type lib \
+                 --emit=dep-info,metadata -C extra-filename=-0 --out-dir d"
+            );
+            let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            let call = Call::of(&words);
+            Request::of(&call, &call.compile().unwrap())
+        };
+        assert!(call("/bin/clippy-driver").unwrap().clippy);
+        assert!(call("/bin/sccache").is_err());
+    }
+
+    #[test]
+    fn without_a_hash_only_what_no_unit_is_given() {
+        let kind = |kind: &str| {
+            let line = format!(
+                "rustc --crate-name a a.rs --json=artifacts --crate-type {kind} \
+                 --emit=dep-info,link --out-dir d"
+            );
+            let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            let call = Call::of(&words);
+            Request::of(&call, &call.compile().unwrap())
+        };
+        assert!(kind("cdylib").unwrap().links());
+        assert!(kind("cdylib,staticlib").is_ok());
+        for other in ["cdylib,rlib", "bin", "dylib"] {
+            assert!(kind(other).is_err(), "{other}");
         }
     }
 
