@@ -5,23 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from cargo_cow.bench import demo, processes, projects, report, run, workloads
-from cargo_cow.bench.tools import (
-    COW,
-    PLAIN,
-    REFLINK,
-    SCCACHE,
-    SHIM,
-    TOOLS,
-    TOUCHED,
-    sccache_program,
-)
+from cargo_cow.bench import caches, demo, processes, projects, report, run, workloads
+from cargo_cow.bench.tools import COW, PLAIN, REFLINK, SHIM, TOOLS, TOUCHED
 from cargo_cow.cli import bench as command
 
 _FILES = {
@@ -96,21 +87,43 @@ def test_the_demonstration_shows_what_it_says(project: Path, btrfs: Path) -> Non
     assert value["steps"][1]["cow"]["rustc"] == 0
 
 
-def test_every_workload_runs_and_every_tool(project: Path, btrfs: Path) -> None:
-    found = run.run(
+# Their own tests are in test_sharing.py.
+_SHARING = ("target-removed", "second-project", "script-unchanged", "disk-shared", "two-at-once")
+
+
+def _measured(project: Path, directory: Path, names: Sequence[str]) -> report.Report:
+    """One run with every tool that is installed: servers must come and go with it, too."""
+    absent = [name for name in caches.NAMES if caches.program_of(name) is None]
+    return run.run(
         str(project),
         other=None,
         runs=1,
-        workloads=command._WORKLOADS,
-        # Where sccache is installed its server must come and go with the measurement, too.
-        tools=[name for name in TOOLS if name != SCCACHE or sccache_program() is not None],
-        directory=btrfs,
+        workloads=names,
+        tools=[name for name in TOOLS if name not in absent],
+        directory=directory,
         filesystem=None,
         cargo_args=["--workspace"],
         say=_say,
     )
+
+
+@pytest.mark.slow
+def test_every_workload_of_the_warehouse_runs_and_every_tool(project: Path, btrfs: Path) -> None:
+    found = _measured(project, btrfs, _SHARING)
+    # A workspace has no second project.
+    assert {cell.workload for cell in found.measured} == {*_SHARING} - {"second-project"}
+    for workload in workloads.WORKLOADS:
+        for tool in workload.tools:
+            if workload.name in {*_SHARING} - {"second-project"} and tool not in caches.NAMES:
+                assert found.cell(workload.name, tool) is not None
+    assert list(btrfs.iterdir()) == []
+
+
+def test_every_workload_runs_and_every_tool(project: Path, btrfs: Path) -> None:
+    names = [name for name in command._WORKLOADS if name not in _SHARING]
+    found = _measured(project, btrfs, names)
     # Which function to edit is known of the large project alone.
-    assert {cell.workload for cell in found.measured} == {*command._WORKLOADS} - {"body-edit"}
+    assert {cell.workload for cell in found.measured} == {*names} - {"body-edit"}
     for tool in (COW, SHIM):
         cell = found.cell("new-worktree", tool)
         assert cell is not None

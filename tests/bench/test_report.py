@@ -108,6 +108,65 @@ def test_small_costs_are_differences() -> None:
     assert "610" in found["prepare"].note
 
 
+def _warehouse(slow: float, rustc: tuple[str, ...]) -> dict[str, report.Figure]:
+    """All figures of the warehouse, at their limits times ``slow``."""
+    ours, shim = "cow-warehouse", "shim-warehouse"
+    return _figures(
+        _cell("cold", "plain", 100.0, cpu_seconds=200.0, rustc=("a", "b")),
+        _cell("cold", ours, 102.0 * slow, cpu_seconds=204.0 * slow),
+        _cell("cold", "cow-unobserved", 100.0, cpu_seconds=200.0),
+        _cell("cold", "cow", 101.0 * slow, cpu_seconds=202.0 * slow),
+        _cell("two-at-once", ours, 109.9 * slow, rustc=("a", "b")),
+        _cell("target-removed", "plain", 100.0, still_seconds=0.1, added_bytes=1000.0),
+        _cell("target-removed", "sccache", 50.0, added_bytes=1000.0),
+        _cell("target-removed", ours, 0.5 * slow, rustc=rustc, added_bytes=1000.0 * slow),
+        _cell("target-removed", shim, 3.0, hits=40.0, hit_seconds=0.005 * slow),
+        _cell(
+            "second-project",
+            ours,
+            2.0,
+            dependencies_seconds=1.0 * slow,
+            dependencies_rustc=float(len(rustc)),
+            dependencies_scripts=float(len(rustc)),
+        ),
+        _cell("second-project", shim, 2.0, dependencies_rustc=float(len(rustc))),
+        _cell("second-project", "sccache", 11.0, dependencies_seconds=10.0),
+        _cell("second-project", "kache", 3.0, dependencies_seconds=2.0),
+        _cell("second-project", "mbx", 3.0, dependencies_seconds=2.0),
+        _cell("script-unchanged", "plain", 3.0, rustc=("hk", "hk")),
+        _cell("script-unchanged", ours, 0.3 * slow, rustc=rustc),
+        _cell("script-unchanged", shim, 0.3 * slow, rustc=rustc),
+        _cell(
+            "disk-shared",
+            ours,
+            9.0,
+            target_bytes=1000.0,
+            worktree_bytes=10.0 * slow,
+            project_bytes=60.0 * slow,
+            project_own_bytes=50.0,
+        ),
+        _cell("disk-shared", "sccache", 9.0, worktree_bytes=900.0, project_bytes=900.0),
+    )
+
+
+def test_the_warehouse_is_held_to_all_its_promises() -> None:
+    good = _warehouse(1.0, ())
+    assert len(good) == 22, sorted(good)
+    assert [name for name, figure in good.items() if not figure.reached] == []
+    bad = _warehouse(1.01, ("dep",))
+    # Scripts that run below the shim alone are shown, and not promised.
+    assert [name for name, figure in bad.items() if figure.reached] == [
+        "second project, shim-warehouse: build scripts of dependencies"
+    ]
+    assert "sccache 900 B" in bad["disk: a further worktree"].note
+    assert "3.00 s, 2 rustc" in bad["script unchanged, cow-warehouse: the build"].note
+
+
+def test_where_nothing_came_back_each_unit_took_the_whole_build() -> None:
+    found = _figures(_cell("target-removed", "shim-warehouse", 30.0, hits=0.0, hit_seconds=0.0))
+    assert not found["target removed, through the shim: each unit"].reached
+
+
 def test_every_lost_cell_is_named_with_the_worktrees_own_time() -> None:
     lost = report.losses(
         _report(

@@ -43,10 +43,16 @@ class Count(NamedTuple):
     compiled: tuple[str, ...]  # crate names in no particular order, one per rustc process
     from_scripts: int  # rustc processes that build scripts started
     scripts: tuple[str, ...]  # `<pkg>-<hash>` of each build-script run
+    places: tuple[str, ...] = ()  # where each of ``compiled`` ran: Cargo's packages in their own
 
     @property
     def rustc(self) -> int:
         return len(self.compiled)
+
+    def outside(self, room: Path) -> tuple[str, ...]:
+        """Crates of packages that do not lie in ``room``: Cargo compiles each where it lies."""
+        pairs = zip(self.compiled, self.places, strict=True)
+        return tuple(crate for crate, place in pairs if not Path(place).is_relative_to(room))
 
 
 class Counter:
@@ -77,12 +83,13 @@ class Counter:
     def take(self, cargo_output: str) -> Count:
         """What ran since the last ``forget``; ``cargo_output`` is of ``cargo … --verbose``."""
         compiled = []
+        places = []
         from_scripts = 0
         for note in self._notes.iterdir():
             for line in note.read_bytes().split(b"\0\n"):
                 if not line:
                     continue
-                origin, _directory, *arguments = (os.fsdecode(word) for word in line.split(b"\0"))
+                origin, directory, *arguments = (os.fsdecode(word) for word in line.split(b"\0"))
                 crate = compiled_crate(arguments)
                 if crate is None:
                     continue
@@ -90,7 +97,9 @@ class Counter:
                     from_scripts += 1
                 else:
                     compiled.append(crate)
-        return Count(tuple(compiled), from_scripts, script_runs(cargo_output))
+                    places.append(directory)
+        scripts = script_runs(cargo_output)
+        return Count(tuple(compiled), from_scripts, scripts, tuple(places))
 
 
 def compiled_crate(arguments: list[str]) -> str | None:

@@ -60,6 +60,8 @@ KNOWN: Mapping[str, Published] = {
     "bat": Published("bat", ("0.24.0", "0.25.0")),
     "just": Published("just", ("1.35.0", "1.36.0")),
     "hyperfine": Published("hyperfine", ("1.18.0", "1.19.0")),
+    # 340 units and more, and a build script that declares a file which is not there.
+    "hk": Published("hk", ("1.56.0", "1.57.0")),
 }
 
 
@@ -342,6 +344,88 @@ def large(repository: Path) -> Project:
     return Project(LARGE, repository, Path(), (_commit_of(repository, "HEAD"),), ("large",), edited)
 
 
+# What decides which units a package's dependencies are.
+_OF_DEPENDENCIES = ("dependencies", "dev-dependencies", "build-dependencies", "features")
+_OF_ROOTS = ("profile", "patch", "replace")
+
+
+def another(project: Project, root: Path, name: str) -> Path:
+    """A project ``name`` in ``root`` with the dependencies, features and flags of ``project``.
+
+    The same lock file; its own code is an empty library, and an empty build script where
+    ``project`` has one (else its build dependencies would be none of ours).  Only for a project
+    ``of_one_package``.
+    """
+    assert of_one_package(project)
+    source = project.repository / project.subdirectory
+    manifest = tomllib.loads((source / "Cargo.toml").read_text())
+    package = manifest["package"]
+    kept = {key: package[key] for key in ("edition", "resolver") if key in package}
+    made: dict[str, Any] = {
+        "package": {"name": name, "version": "0.1.0", **kept, "autobins": False},
+        "lib": {"path": "src/lib.rs", "test": False, "doctest": False, "bench": False},
+        "workspace": {},
+        **{key: manifest[key] for key in (*_OF_DEPENDENCIES, *_OF_ROOTS) if key in manifest},
+    }
+    targets = {
+        condition: {key: table[key] for key in _OF_DEPENDENCIES if key in table}
+        for condition, table in manifest.get("target", {}).items()
+    }
+    if targets:
+        made["target"] = targets
+    (root / "src").mkdir(parents=True)
+    (root / "src" / "lib.rs").touch()
+    if script_of(source) is not None:
+        (root / "build.rs").write_text(
+            'fn main() {\n    println!("cargo::rerun-if-changed=build.rs");\n}\n'
+        )
+    import tomlkit
+
+    (root / "Cargo.toml").write_text(tomlkit.dumps(made))
+    lock = (source / "Cargo.lock").read_text()
+    was = f'name = "{package["name"]}"\nversion = "{package["version"]}"\n'
+    (root / "Cargo.lock").write_text(lock.replace(was, f'name = "{name}"\nversion = "0.1.0"\n'))
+    if (source / ".cargo").is_dir():
+        shutil.copytree(source / ".cargo", root / ".cargo")
+    (root / ".gitignore").write_text("/target\n")
+    # Cargo puts the lock file's packages into their order; nothing else may differ.
+    _metadata(root, processes.environment({"CARGO_NET_OFFLINE": "true"}))
+    git(["init", "-q", "-b", "main"], root)
+    commit(root, name, 0)
+    return root
+
+
+def of_one_package(project: Project) -> bool:
+    """Whether ``another`` project with the same dependencies can be made."""
+    source = project.repository / project.subdirectory
+    manifest = tomllib.loads((source / "Cargo.toml").read_text())
+    tables = [manifest, *manifest.get("target", {}).values()]
+    needed = [
+        dependency
+        for table in tables
+        for key in ("dependencies", "dev-dependencies", "build-dependencies")
+        for dependency in table.get(key, {}).values()
+    ]
+    return (
+        "package" in manifest
+        and not manifest.get("workspace")
+        and (source / "Cargo.lock").exists()
+        and not any(
+            isinstance(dependency, dict) and ({"path", "workspace"} & set(dependency))
+            for dependency in needed
+        )
+    )
+
+
+def script_of(package: Path) -> Path | None:
+    """The source of a package's build script, if it has one."""
+    build = tomllib.loads((package / "Cargo.toml").read_text())["package"].get("build")
+    if isinstance(build, str):
+        return package / build
+    found = package / "build.rs"
+    return found if build is not False and found.exists() else None
+
+
 def own(
     path: Path, repository: Path, *, other: str | None = None, say: Callable[[str], None]
 ) -> Project:
@@ -410,7 +494,8 @@ def _no_target(directory: str, names: list[str]) -> set[str]:
 def fetch_dependencies(workspace: Path, revisions: Sequence[str], env: Mapping[str, str]) -> None:
     """Have every crate on this machine before anything is timed.  Ends at the first revision."""
     for revision in [*revisions, revisions[0]]:
-        git(["checkout", "-q", "--detach", revision], workspace)
+        # By force: a lock file that Cargo has made may be a file of the next revision.
+        git(["checkout", "-q", "--force", "--detach", revision], workspace)
         if (workspace / "Cargo.toml").exists():
             processes.run(["cargo", "fetch", "--quiet"], cwd=workspace, env=env)
             # A project that does not commit its lock file gets one; a committed one is left as is.

@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow import __version__
 from cargo_cow.bench import processes, tools
-from cargo_cow.bench.tools import COW, OWN_PLACE, PLAIN, REFLINK, SCCACHE, SHIM, TOUCHED
+from cargo_cow.bench.caches import KACHE, MBX, SCCACHE
+from cargo_cow.bench.tools import (
+    COW,
+    COW_WAREHOUSE,
+    OWN_PLACE,
+    PLAIN,
+    REFLINK,
+    SHIM,
+    SHIM_WAREHOUSE,
+    TOUCHED,
+    UNOBSERVED,
+)
 from cargo_cow.bench.workloads import IN_PLACE, WORKLOADS, Measured
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FORMAT = 1
+_OTHERS = (SCCACHE, KACHE, MBX)
 
 
 class Figure(NamedTuple):
@@ -75,6 +87,11 @@ def figures(report: Report) -> list[Figure]:
         *_switch_figures(report),
         *_edit_figures(report),
         *_state_figures(report),
+        *_cold_figures(report),
+        *_removed_figures(report),
+        *_second_figures(report),
+        *_script_figures(report),
+        *_disk_figures(report),
         *_small_figures(report),
     ]
 
@@ -225,6 +242,176 @@ def _state_figures(report: Report) -> Iterator[Figure]:
             )
 
 
+_ANY = float("inf")  # the limit of what is shown and not promised
+
+
+def _cold_figures(report: Report) -> Iterator[Figure]:
+    """What is paid where nothing can be saved."""
+    pairs = (
+        (COW_WAREHOUSE, PLAIN, 1.02, "cold, empty warehouse", "plain Cargo"),
+        (COW, UNOBSERVED, 1.01, "cold, observed", "the same with CARGO_COW_OBSERVE=off"),
+    )
+    for tool, other, factor, name, whom in pairs:
+        ours, theirs = report.cell("cold", tool), report.cell("cold", other)
+        if ours is None or theirs is None:
+            continue
+        note = f"limit: {factor} × {whom}"
+        yield Figure(name, ours.seconds, factor * theirs.seconds, "seconds", note)
+        used, others = ours.value("cpu_seconds"), theirs.value("cpu_seconds")
+        if used is not None and others is not None:
+            yield Figure(f"{name}: processor time", used, factor * others, "seconds", note)
+    twice, once = report.cell("two-at-once", COW_WAREHOUSE), report.cell("cold", PLAIN)
+    if twice is not None and once is not None:
+        compiled = f"{max(twice.counts('rustc'), default=0)} rustc, "
+        yield Figure(
+            "two checkouts at once",
+            twice.seconds,
+            1.1 * once.seconds,
+            "seconds",
+            f"{compiled}one plain cold build: {max(once.counts('rustc'), default=0)}; "
+            "limit: 1.1 × its time",
+        )
+
+
+def _removed_figures(report: Report) -> Iterator[Figure]:
+    plain = report.cell("target-removed", PLAIN)
+    still = None if plain is None else plain.value("still_seconds")
+    spared = 0.0 if plain is None else plain.value("still_rustc") or 0.0
+    ours = report.cell("target-removed", COW_WAREHOUSE)
+    if ours is not None:
+        crates, _ = ran(ours)
+        yield Figure(
+            "target removed: rustc calls",
+            max(ours.counts("rustc"), default=0),
+            spared,
+            "calls",
+            ", ".join(crates),
+        )
+        if still is not None:
+            yield Figure(
+                "target removed: the build",
+                ours.seconds,
+                2 * still + 0.3,
+                "seconds",
+                f"limit: 2 × plain Cargo's build of nothing ({seconds(still)} s) + 0.3",
+            )
+        yield from _restored(report, ours)
+    shim = report.cell("target-removed", SHIM_WAREHOUSE)
+    if shim is not None:
+        hits, each = shim.value("hits") or 0.0, shim.value("hit_seconds") or 0.0
+        yield Figure(
+            "target removed, through the shim: each unit",
+            each if hits else shim.seconds,
+            0.005,
+            "seconds",
+            f"{hits:.0f} given back, in a build of {seconds(shim.seconds)} s",
+        )
+
+
+def _restored(report: Report, ours: Measured) -> Iterator[Figure]:
+    """What a target that was given back takes on the disk."""
+    added = ours.value("added_bytes")
+    if added is None:
+        return
+    others = {
+        other: cell.value("added_bytes")
+        for other in (PLAIN, *_OTHERS)
+        if (cell := report.cell("target-removed", other)) is not None
+    }
+    copied = others.get(SCCACHE)
+    yield Figure(
+        "target removed: bytes the filesystem holds more",
+        added,
+        _ANY if copied is None else copied,
+        "bytes",
+        ", ".join(f"{name} {size(value)}" for name, value in others.items()),
+    )
+
+
+def _second_figures(report: Report) -> Iterator[Figure]:
+    for tool in (COW_WAREHOUSE, SHIM_WAREHOUSE):
+        cell = report.cell("second-project", tool)
+        if cell is None:
+            continue
+        yield Figure(
+            f"second project, {tool}: rustc calls for dependencies",
+            cell.most("dependencies_rustc"),
+            0,
+            "calls",
+        )
+        # The shim alone does not see scripts run: shown, not promised.
+        yield Figure(
+            f"second project, {tool}: build scripts of dependencies",
+            cell.most("dependencies_scripts"),
+            0 if tool == COW_WAREHOUSE else _ANY,
+            "runs",
+        )
+    ours = report.cell("second-project", COW_WAREHOUSE)
+    if ours is None:
+        return
+    for other, factor in ((SCCACHE, 10), (KACHE, 2), (MBX, 2)):
+        theirs = report.cell("second-project", other)
+        if theirs is not None:
+            yield Figure(
+                f"second project: its dependencies, beside {other}",
+                ours.value("dependencies_seconds") or 0.0,
+                (theirs.value("dependencies_seconds") or 0.0) / factor,
+                "seconds",
+                f"limit: {other}'s, its store warm, / {factor}",
+            )
+
+
+def _script_figures(report: Report) -> Iterator[Figure]:
+    plain = report.cell("script-unchanged", PLAIN)
+    takes = ""
+    if plain is not None:
+        takes = f"plain Cargo: {seconds(plain.seconds)} s, {_counts(plain.counts('rustc'))} rustc"
+    for tool in (COW_WAREHOUSE, SHIM_WAREHOUSE):
+        cell = report.cell("script-unchanged", tool)
+        if cell is None:
+            continue
+        crates, _ = ran(cell)
+        yield Figure(
+            f"script unchanged, {tool}: rustc calls",
+            max(cell.counts("rustc"), default=0),
+            0,
+            "calls",
+            ", ".join(crates),
+        )
+        yield Figure(f"script unchanged, {tool}: the build", cell.seconds, 0.3, "seconds", takes)
+
+
+def _disk_figures(report: Report) -> Iterator[Figure]:
+    ours = report.cell("disk-shared", COW_WAREHOUSE)
+    if ours is None:
+        return
+    target = ours.value("target_bytes") or 0.0
+    for name, more, limit, note in (
+        ("a further worktree", "worktree_bytes", 0.0, "limit: 1 % of a target"),
+        (
+            "a further project",
+            "project_bytes",
+            ours.value("project_own_bytes") or 0.0,
+            "limit: its own units, and 1 % of a target",
+        ),
+    ):
+        value = ours.value(more)
+        if value is None:
+            continue
+        beside = [
+            f"{other} {size(cell.value(more))}"
+            for other in _OTHERS
+            if (cell := report.cell("disk-shared", other)) is not None
+        ]
+        yield Figure(
+            f"disk: {name}",
+            value,
+            limit + target / 100,
+            "bytes",
+            "; ".join([note, *beside]),
+        )
+
+
 def _small_figures(report: Report) -> Iterator[Figure]:
     still, ours = report.cell("unchanged", PLAIN), report.cell("unchanged", COW)
     if still is not None and ours is not None:
@@ -245,9 +432,7 @@ def _small_figures(report: Report) -> Iterator[Figure]:
             yield Figure("snapshot of the donor's target", clone.seconds, 0.050, "seconds", note)
         else:
             # No promise is made for a tree of clones; the cost is shown.
-            yield Figure(
-                "clone of the donor's target", clone.seconds, float("inf"), "seconds", note
-            )
+            yield Figure("clone of the donor's target", clone.seconds, _ANY, "seconds", note)
     prepare = report.cell("prepare", COW)
     if prepare is not None:
         units = prepare.value("units") or 0
@@ -268,11 +453,11 @@ def losses(report: Report) -> list[Loss]:
     for workload in WORKLOADS:
         if workload.name == "passed-call":
             continue
-        for tool in (COW, SHIM):
+        for tool in (COW, SHIM, COW_WAREHOUSE, SHIM_WAREHOUSE):
             cell = report.cell(workload.name, tool)
             if cell is None:
                 continue
-            for other in (PLAIN, IN_PLACE, REFLINK, SCCACHE):
+            for other in (PLAIN, IN_PLACE, REFLINK, *_OTHERS):
                 rival = report.cell(workload.name, other)
                 if rival is not None and _wall(rival) < _wall(cell):
                     found.append(Loss(workload.name, tool, other, _wall(cell), _wall(rival)))
@@ -305,7 +490,7 @@ def as_json(report: Report) -> dict[str, object]:
         "figures": [
             {
                 **figure._asdict(),
-                "limit": None if figure.limit == float("inf") else figure.limit,
+                "limit": None if figure.limit == _ANY else figure.limit,
                 "reached": figure.reached,
             }
             for figure in figures(report)
@@ -378,8 +563,8 @@ def render(report: Report) -> Iterator[RenderableType]:
         verdicts.add_row(
             figure.name,
             _in_unit(figure.value, figure.unit),
-            "" if figure.limit == float("inf") else _in_unit(figure.limit, figure.unit),
-            "" if figure.limit == float("inf") else "yes" if figure.reached else "NO",
+            "" if figure.limit == _ANY else _in_unit(figure.limit, figure.unit),
+            "" if figure.limit == _ANY else "yes" if figure.reached else "NO",
             figure.note,
         )
     if verdicts.row_count:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,35 +17,44 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cargo_cow import filesystems
-from cargo_cow.bench import counting, processes, projects
+from cargo_cow.bench import caches, counting, processes, projects
+from cargo_cow.bench.caches import KACHE, MBX, SCCACHE
 from cargo_cow.cargo.target import CACHE_TAG
 from cargo_cow.errors import CowError, NativeMissing
 
 PLAIN, COW, SHIM, REFLINK, TOUCHED = "plain", "cow", "shim", "reflink", "reflink-touched"
 OWN_PLACE = "cow-own-place"
-SCCACHE = "sccache"
+UNOBSERVED = "cow-unobserved"
+COW_WAREHOUSE, SHIM_WAREHOUSE = "cow-warehouse", "shim-warehouse"
 
 TOOLS: Mapping[str, str] = {
     PLAIN: "git worktree add, cargo build",
     COW: "cargo cow worktree add, cargo cow build; the shim as RUSTC_WRAPPER",
     OWN_PLACE: "the same with CARGO_COW_IDENTITY=off: rustc sees each worktree where it lies",
+    UNOBSERVED: "as cow, with CARGO_COW_OBSERVE=off: what a compile reads is not watched",
+    COW_WAREHOUSE: "as cow, with a warehouse (CARGO_COW_WAREHOUSE) of its own",
     SHIM: "git worktree add, cargo build; the shim as RUSTC_WRAPPER",
+    SHIM_WAREHOUSE: "as shim, with the warehouse of cow-warehouse",
     REFLINK: "git worktree add, cp -a --reflink of the target, cargo build",
     TOUCHED: "the same, then the copy touched: UNSAFE, Cargo calls changed code fresh",
     SCCACHE: "git worktree add, cargo build; sccache as RUSTC_WRAPPER, CARGO_INCREMENTAL=0",
+    KACHE: "git worktree add, cargo build; kache as RUSTC_WRAPPER, its daemon running",
+    MBX: "git worktree add, mbx build; targets in the checkouts (MBX_TARGET_VIEWS=false)",
 }
 
-# Ways that start from the same built main checkout, which is thus built once.
-_MAIN_OF = {
-    PLAIN: PLAIN,
-    COW: COW,
+# Whose built main checkout a way starts from, which is thus built once.
+_MAIN_OF = {tool: tool for tool in TOOLS} | {
     OWN_PLACE: COW,
     SHIM: COW,
+    SHIM_WAREHOUSE: COW_WAREHOUSE,
     REFLINK: PLAIN,
     TOUCHED: PLAIN,
-    SCCACHE: SCCACHE,
 }
-_COW = (COW, OWN_PLACE)
+_COW = (COW, OWN_PLACE, UNOBSERVED, COW_WAREHOUSE)
+_SHIMMED = (*_COW, SHIM, SHIM_WAREHOUSE)
+_WITH_WAREHOUSE = (COW_WAREHOUSE, SHIM_WAREHOUSE)
+
+_PATIENCE = 120.0  # seconds until what was built must be kept
 
 
 class Built(NamedTuple):
@@ -81,43 +90,38 @@ class Bench:
         self.counter = counting.Counter(room / "counter", counting.real_compiler(where, env))
         self._env = {**env, **self.counter.environment()}
         self._target = _target_of(where, env, project.repository)
-        self._sccache: dict[str, str] | None = None
+        self._caches: dict[str, caches.Cache] = {}
 
     def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Stop what a tool left running: sccache's server outlives its clients."""
-        if self._sccache is not None:
-            words = [self._sccache["RUSTC_WRAPPER"], "--stop-server"]
-            env = {**self._env, **self._sccache}
-            processes.run(words, cwd=self.room, env=env, check=False)
+        """Stop what a tool left running: servers outlive their clients."""
+        for tool in list(self._caches):
+            self._stop(tool)
 
     # --- checkouts ---------------------------------------------------------------------------
 
     def main(self, tool: str) -> Path:
         """The tool's main checkout at the first revision; made when first asked for."""
-        root = self.room / _MAIN_OF[tool] / "main"
+        root = self.home(tool) / "main"
         if not root.exists():
-            root.parent.mkdir(parents=True, exist_ok=True)
-            projects.git(
-                [
-                    "clone",
-                    "-q",
-                    "--shared",
-                    "--no-checkout",
-                    str(self.project.repository),
-                    str(root),
-                ],
-                self.room,
-            )
-            self.switch(root, self.project.revisions[0])
-            if _MAIN_OF[tool] == COW:
+            self.clone(root)
+            if main_of(tool) in _COW:
                 # As `cargo cow init` leaves a main checkout: ready to be snapshotted.
-                target = self.target(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
                 self.new_target(root)
         return root
+
+    def home(self, tool: str) -> Path:
+        """Where the tool's checkouts lie."""
+        return self.room / main_of(tool)
+
+    def clone(self, root: Path) -> None:
+        """A repository of its own at the first revision, that knows of no other checkout."""
+        root.parent.mkdir(parents=True, exist_ok=True)
+        words = ["clone", "-q", "--shared", "--no-checkout"]
+        projects.git([*words, str(self.project.repository), str(root)], self.room)
+        self.switch(root, self.project.revisions[0])
 
     def switch(self, root: Path, revision: str) -> None:
         projects.git(["checkout", "-q", "--detach", revision], root)
@@ -159,6 +163,7 @@ class Bench:
     def new_target(self, root: Path) -> None:
         """An empty target that can be snapshotted, marked as Cargo marks those it makes."""
         target = self.target(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
         filesystems.create_target(target)
         (target / "CACHEDIR.TAG").write_text(CACHE_TAG)
 
@@ -170,23 +175,70 @@ class Bench:
             except CowError:
                 shutil.rmtree(target)
 
-    def forget_cache(self) -> None:
-        """Empty what sccache has stored; its server holds the store open, and ends."""
-        if self._sccache is not None:
-            self._run(SCCACHE, [self._sccache["RUSTC_WRAPPER"], "--stop-server"], self.room)
-            shutil.rmtree(self.room / "sccache", ignore_errors=True)
+    def forget_cache(self, tool: str) -> None:
+        """Empty what the tool has stored; its server holds the store open, and ends."""
+        self._stop(tool)
+        if self.store(tool).exists():
+            shutil.rmtree(self.store(tool))
+
+    def store(self, tool: str) -> Path:
+        """Where the tool keeps what it gives to other builds; on the checkouts' filesystem."""
+        return self.room / "stores" / main_of(tool)
+
+    def settle(self, tool: str) -> float:
+        """Wait until all that was built is kept, which goes on after a build; seconds waited.
+
+        The warehouse's own account: whoever makes an entry has a directory in ``making``.
+        """
+        started = time.perf_counter()
+        making = self.store(tool) / "making"
+        while making.is_dir() and any(making.iterdir()):
+            if time.perf_counter() - started > _PATIENCE:
+                raise processes.StepFailed(f"what was built is still not kept: {making}")
+            time.sleep(0.01)
+        return time.perf_counter() - started
+
+    def _stop(self, tool: str) -> None:
+        cache = self._caches.pop(tool, None)
+        if cache is not None and cache.stop:
+            env = {**self._env, **cache.environment}
+            processes.run(cache.stop, cwd=self.room, env=env, check=False)
 
     # --- builds ------------------------------------------------------------------------------
 
     def build(self, tool: str, root: Path, *, seeding: bool = True) -> Built:
         """``cargo build`` (or ``cargo cow build``) in a checkout; raises StepFailed."""
-        words = ["cargo", "cow", "build"] if tool in _COW else ["cargo", "build"]
         extra = {} if seeding else {"CARGO_COW_SEEDING": "1"}
         self.counter.forget()
-        result = self._run(
-            tool, [*words, "--verbose", *self.cargo_args], self.workspace(root), extra
-        )
+        result = self._run(tool, self._build_words(tool), self.workspace(root), extra)
         return Built(result.seconds, self.counter.take(result.stderr))
+
+    def build_at_once(self, tool: str, roots: Sequence[Path]) -> Built:
+        """The same in several checkouts at the same time; seconds until all are done."""
+        # One shell for all of them: whatever stops us stops its whole process group.
+        notes = [self.room / f"said-{number}" for number in range(len(roots))]
+        words = shlex.join(self._build_words(tool))
+        starts = [
+            f"(cd {shlex.quote(str(self.workspace(root)))} && exec {words}) "
+            f'>/dev/null 2>{shlex.quote(str(note))} & jobs="$jobs $!"'
+            for root, note in zip(roots, notes, strict=True)
+        ]
+        ends = "for job in $jobs; do wait $job || failed=1; done; exit ${failed:-0}"
+        self.counter.forget()
+        result = self._run(tool, ["sh", "-c", "\n".join([*starts, ends])], self.room, check=False)
+        said = "".join(note.read_text(errors="replace") for note in notes)
+        if result.status != 0:
+            raise processes.StepFailed(f"building at once with {tool} failed\n{said[-2000:]}")
+        return Built(result.seconds, self.counter.take(said))
+
+    def _build_words(self, tool: str) -> list[str]:
+        if tool in _COW:
+            words = ["cargo", "cow", "build"]
+        elif tool == MBX:
+            words = [self._cache(tool).program, "build"]
+        else:
+            words = ["cargo", "build"]
+        return [*words, "--verbose", *self.cargo_args]
 
     def prepare(self, root: Path) -> tuple[float, dict[str, Any]]:
         """``cargo cow prepare`` alone: seconds and its own report."""
@@ -196,6 +248,12 @@ class Bench:
         with suppress(ValueError):
             report = json.loads(result.stdout)
         return result.seconds, report
+
+    def statistics(self, tool: str) -> dict[str, Any]:
+        """``cargo cow stats`` of the tool's warehouse."""
+        words = ["cargo", "cow", "stats", "--format", "json", "--store", str(self.store(tool))]
+        told: dict[str, Any] = json.loads(self._run(tool, words, self.room).stdout)
+        return told
 
     def cow(self, root: Path, *words: str) -> processes.Result:
         """``cargo cow WORDS`` in a checkout; raises StepFailed."""
@@ -207,44 +265,38 @@ class Bench:
         words: Sequence[str],
         cwd: Path,
         extra: Mapping[str, str] | None = None,
+        *,
+        check: bool = True,
     ) -> processes.Result:
         env = {**self._env, **(extra or {})}
-        if tool in (*_COW, SHIM):
+        if tool in _SHIMMED:
             env["RUSTC_WRAPPER"] = os.fspath(native_program())
         if tool == OWN_PLACE:
             env["CARGO_COW_IDENTITY"] = "off"
-        elif tool == SCCACHE:
-            if self._sccache is None:
-                self._sccache = _sccache(self.room)
-            env.update(self._sccache)
-        return processes.run(words, cwd=cwd, env=env)
+        if tool == UNOBSERVED:
+            env["CARGO_COW_OBSERVE"] = "off"
+        if tool in _WITH_WAREHOUSE:
+            # The store itself is made by whoever first wants it, with its modes.
+            self.store(tool).parent.mkdir(parents=True, exist_ok=True)
+            env["CARGO_COW_WAREHOUSE"] = os.fspath(self.store(tool))
+        if tool in caches.NAMES:
+            env.update(self._cache(tool).environment)
+        return processes.run(words, cwd=cwd, env=env, check=check)
+
+    def _cache(self, tool: str) -> caches.Cache:
+        """The tool's settings; its server is started when it is first asked for."""
+        if tool not in self._caches:
+            cache = caches.settings(tool, self.store(tool))
+            self._caches[tool] = cache
+            if cache.start:
+                env = {**self._env, **cache.environment}
+                processes.run(cache.start, cwd=self.room, env=env)
+        return self._caches[tool]
 
 
-def sccache_program() -> str | None:
-    """Where sccache is, if it is installed."""
-    return shutil.which("sccache", path=processes.environment()["PATH"])
-
-
-def _sccache(room: Path) -> dict[str, str]:
-    """Settings of an sccache whose store and server are this measurement's own.
-
-    As its documentation says for Rust: incremental compilation off, for it caches no crate that
-    is compiled so.
-    """
-    program = sccache_program()
-    if program is None:
-        raise processes.StepFailed("sccache is not installed", hint="leave it out with --tool")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return {
-        "RUSTC_WRAPPER": program,
-        "CARGO_INCREMENTAL": "0",
-        "SCCACHE_DIR": os.fspath(room / "sccache"),
-        "SCCACHE_SERVER_PORT": str(port),
-        # Its server must not end in a pause between two builds, which would be measured.
-        "SCCACHE_IDLE_TIMEOUT": "0",
-    }
+def main_of(tool: str) -> str:
+    """The tool that builds this tool's main checkout and fills its store."""
+    return _MAIN_OF[tool]
 
 
 def native_program() -> Path:

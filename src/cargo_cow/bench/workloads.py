@@ -7,25 +7,29 @@ tools change places from run to run, so that a slow minute of the machine meets 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cargo_cow import filesystems
 from cargo_cow.bench import processes, projects, tools
+from cargo_cow.bench.caches import KACHE, MBX, SCCACHE
 from cargo_cow.bench.counting import Count
 from cargo_cow.bench.tools import (
     COW,
+    COW_WAREHOUSE,
     OWN_PLACE,
     PLAIN,
     REFLINK,
-    SCCACHE,
     SHIM,
+    SHIM_WAREHOUSE,
     TOUCHED,
+    UNOBSERVED,
     Bench,
 )
 
@@ -53,6 +57,10 @@ class Measured(NamedTuple):
         found = [sample.values[name] for sample in self.samples if name in sample.values]
         return statistics.median(found) if found else None
 
+    def most(self, name: str) -> float:
+        """The worst of the samples: a count that is promised holds in every run."""
+        return max((sample.values.get(name, 0.0) for sample in self.samples), default=0.0)
+
     def counts(self, kind: str) -> tuple[int, ...]:
         """Sorted, each different number once: one number means that all runs agree."""
         taken = [sample.ran for sample in self.samples if sample.ran is not None]
@@ -72,14 +80,21 @@ def _sample(built: tools.Built, **values: float) -> Sample:
 
 
 def cold(bench: Bench, tool: str, _run: int) -> Sample:
-    """A checkout without target and without a sibling to take one from."""
+    """A checkout without target and without a sibling to take one from; stores are empty.
+
+    ``cpu_seconds`` is what Cargo and all below it used, with what the shim does after the build;
+    ``kept_seconds`` the time until that was done.  A server's own time is not in it.
+    """
     root = bench.main(tool)
     bench.forget_target(root)
-    if tool == COW:
+    if tool in (COW, UNOBSERVED, COW_WAREHOUSE):
         bench.new_target(root)
-    if tool == SCCACHE:
-        bench.forget_cache()
-    return _sample(bench.build(tool, root))
+    bench.forget_cache(tool)
+    os.sync()
+    before = _used()
+    built = bench.build(tool, root)
+    kept = bench.settle(tool)
+    return _sample(built, cpu_seconds=_used() - before, kept_seconds=kept)
 
 
 def unchanged(bench: Bench, tool: str, _run: int) -> Sample:
@@ -156,11 +171,8 @@ def _body_edits(bench: Bench, tool: str, root: Path, run: int) -> Sample:
 
 
 def _used() -> float:
-    """Processor time of all children that have ended, in seconds."""
-    import resource
-
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    """Processor time of all builds until now, in seconds, the shim's late work included."""
+    return processes.used(tools.native_program().name)
 
 
 def there_and_back(bench: Bench, tool: str, _run: int) -> Sample:
@@ -220,10 +232,23 @@ _STATES = 20
 
 
 def _occupied(directory: Path) -> int:
-    """Bytes in use on the filesystem, by its own account."""
-    os.sync()
-    facts = os.statvfs(directory)
-    return (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+    """Bytes in use on the filesystem, by its own account.
+
+    What was removed is given back some time later (Btrfs removes subvolumes in the background):
+    so this waits until the number stands still.
+    """
+    last = -1
+    for _ in range(40):
+        # This filesystem only: another one's writes would be waited for in vain.
+        words = ["sync", "--file-system", os.fspath(directory)]
+        processes.run(words, cwd=directory, env=processes.environment())
+        facts = os.statvfs(directory)
+        used = (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+        if used == last:
+            break
+        last = used
+        time.sleep(0.25)
+    return last
 
 
 def state_made(bench: Bench, tool: str, run: int) -> Sample:
@@ -298,13 +323,195 @@ def passed_call(_bench: Bench, tool: str, _run: int) -> Sample:
     return Sample(statistics.median(calls), None, {})
 
 
+def target_removed(bench: Bench, tool: str, _run: int) -> Sample:
+    """The target of a checkout that was built is removed, and the checkout built again.
+
+    ``added_bytes`` is what the filesystem then holds more, by its own account; ``still_seconds``
+    the next build, in which nothing changed, ``still_rustc`` what it compiles.  ``hits`` and
+    ``hit_seconds`` (each) are the shim's account: its wall time would hide what runs abreast.
+    """
+    root = _built_main(bench, tool)
+    bench.forget_target(root)
+    before = _occupied(bench.room)
+    hits, spent = _hits(bench, tool)
+    built = bench.build(tool, root)
+    bench.settle(tool)
+    values = {"added_bytes": float(_occupied(bench.room) - before)}
+    if tool == SHIM_WAREHOUSE:
+        now, all_spent = _hits(bench, tool)
+        values["hits"] = now - hits
+        values["hit_seconds"] = (all_spent - spent) / max(1.0, now - hits)
+    still = bench.build(tool, root)
+    values |= {"still_seconds": still.seconds, "still_rustc": float(still.ran.rustc)}
+    return _sample(built, **values)
+
+
+def _hits(bench: Bench, tool: str) -> tuple[float, float]:
+    """Units that the shim has given back until now, and the seconds that took."""
+    if tool != SHIM_WAREHOUSE:
+        return 0.0, 0.0
+    told = bench.statistics(tool)
+    return float(told["hits"]), told["hits"] * told["milliseconds_per_hit"] / 1000
+
+
+def second_project(bench: Bench, tool: str, run: int) -> Sample:
+    """The first build of another project that has the same dependencies and flags.
+
+    Its own code is an empty library.  ``dependencies_seconds`` is the build without what its own
+    code takes: less the build after an edit of all of it.
+    """
+    _built_main(bench, tool)
+    name = f"second-{run}"
+    root = projects.another(bench.project, bench.home(tool) / f"{tool}-{name}", name)
+    try:
+        built = bench.build(tool, root)
+        for source in (root / "src" / "lib.rs", root / "build.rs"):
+            if source.exists():
+                source.write_text(f"{source.read_text()}\n// edited\npub const EDITED: u32 = 1;\n")
+        own = bench.build(tool, root)
+        bench.settle(tool)
+        scripts = [unit for unit in built.ran.scripts if not unit.startswith(f"{name}-")]
+        return _sample(
+            built,
+            dependencies_seconds=built.seconds - own.seconds,
+            own_seconds=own.seconds,
+            dependencies_rustc=float(len(built.ran.outside(bench.room))),
+            dependencies_scripts=float(len(scripts)),
+        )
+    finally:
+        bench.forget_target(root)
+        shutil.rmtree(root)
+
+
+def script_unchanged(bench: Bench, tool: str, _run: int) -> Sample:
+    """A build script that runs on every build, because it declares a file that is not there."""
+    root = _built_main(bench, tool)
+    script = declare_missing(bench.workspace(root))
+    try:
+        # Twice: the first compiles what the edit changed.
+        bench.build(tool, root)
+        bench.settle(tool)
+        bench.build(tool, root)
+        bench.settle(tool)
+        return _sample(bench.build(tool, root))
+    finally:
+        bench.settle(tool)
+        projects.git(["clean", "-q", "-f", "--", str(script)], root)
+        projects.git(["checkout", "-q", "--", "."], root)
+        bench.build(tool, root)
+        bench.settle(tool)
+
+
+def disk_shared(bench: Bench, tool: str, run: int) -> Sample:
+    """Five more worktrees of the project and two more projects with its dependencies, all built.
+
+    Bytes are what the filesystem holds more after each, by its own account (nothing else may
+    write there); a worktree's without its sources.  Seconds are those of all the builds.
+    """
+    revision = bench.project.revisions[0]
+    target = filesystems.usage(bench.target(_built_main(bench, tool)))
+    made: list[Path] = []
+    seconds = 0.0
+    try:
+        before = _occupied(bench.room)
+        sources = bench.home(tool) / f"sources-{run}"
+        projects.git(["worktree", "add", "--detach", str(sources), revision], bench.main(tool))
+        of_sources = _occupied(bench.room) - before
+        bench.discard(tool, sources)
+        worktrees = []
+        for number in range(_WORKTREES):
+            before = _occupied(bench.room)
+            added = bench.add(tool, f"{tool}-disk-{run}-{number}", revision)
+            made.append(added.root)
+            seconds += added.seconds + bench.build(tool, added.root).seconds
+            bench.settle(tool)
+            worktrees.append(_occupied(bench.room) - before - of_sources)
+        values = {
+            "target_bytes": float(target.exclusive_bytes + target.shared_bytes),
+            "worktree_bytes": float(max(worktrees)),
+            "worktrees_bytes": float(sum(worktrees)),
+        }
+        if projects.of_one_package(bench.project):
+            others = []
+            for number in range(_PROJECTS):
+                name = f"other-{run}-{number}"
+                root = bench.home(tool) / f"{tool}-{name}"
+                before = _occupied(bench.room)
+                made.append(projects.another(bench.project, root, name))
+                seconds += bench.build(tool, root).seconds
+                bench.settle(tool)
+                others.append((_occupied(bench.room) - before, _own_bytes(root, name)))
+            values["project_bytes"] = float(max(more for more, _ in others))
+            values["project_own_bytes"] = float(max(own for _, own in others))
+        return Sample(seconds, None, values)
+    finally:
+        for root in made:
+            if (root / ".git").is_file():
+                bench.discard(tool, root)
+            else:
+                bench.forget_target(root)
+                shutil.rmtree(root)
+
+
+_WORKTREES = 5
+_PROJECTS = 2
+
+
+def _own_bytes(root: Path, name: str) -> int:
+    """Bytes allocated to a project's own files: its sources, and units that are called after it."""
+    called = (name, name.replace("-", "_"), f"lib{name.replace('-', '_')}")
+    total = 0
+    for directory, _, files in os.walk(root):
+        inside = Path(directory).relative_to(root).parts
+        own = inside[:1] != ("target",) or any(part.startswith(called) for part in inside)
+        for file in files:
+            if own or file.startswith(called):
+                total += (Path(directory) / file).lstat().st_blocks * 512
+    return total
+
+
+def two_at_once(bench: Bench, tool: str, run: int) -> Sample:
+    """Two checkouts of one project, built cold at the same time; stores are empty."""
+    bench.forget_cache(tool)
+    home = bench.home(tool)
+    roots = [home / f"{tool}-once-{run}", home / f"{tool}-at-once-{run}"]
+    bench.clone(roots[0])
+    words = ["worktree", "add", "--detach", str(roots[1]), bench.project.revisions[0]]
+    projects.git(words, roots[0])
+    try:
+        built = bench.build_at_once(tool, roots)
+        bench.settle(tool)
+        return _sample(built)
+    finally:
+        for root in reversed(roots):
+            bench.forget_target(root)
+            shutil.rmtree(root)
+        # The store knows nothing of the main checkout any more.
+        bench.forget_target(bench.main(tool))
+        _marker(bench, tool).unlink(missing_ok=True)
+
+
+_WAREHOUSE = (COW_WAREHOUSE, SHIM_WAREHOUSE)
+_CACHES = (SCCACHE, KACHE, MBX)
+
 WORKLOADS = (
-    Workload("cold", "first build of all, no target anywhere", (PLAIN, COW, SCCACHE), cold),
-    Workload("unchanged", "build with nothing changed", (PLAIN, COW, SCCACHE), unchanged, repeat=5),
+    Workload(
+        "cold",
+        "first build of all, no target anywhere",
+        (PLAIN, COW, UNOBSERVED, COW_WAREHOUSE, *_CACHES),
+        cold,
+    ),
+    Workload(
+        "unchanged",
+        "build with nothing changed",
+        (PLAIN, COW, COW_WAREHOUSE, *_CACHES),
+        unchanged,
+        repeat=5,
+    ),
     Workload(
         "new-worktree",
         "first build in a new worktree, same commit",
-        (PLAIN, COW, SHIM, REFLINK, TOUCHED, SCCACHE),
+        (PLAIN, COW, SHIM, REFLINK, TOUCHED, *_CACHES),
         new_worktree,
     ),
     Workload(
@@ -331,6 +538,36 @@ WORKLOADS = (
         (PLAIN, COW, SCCACHE),
         there_and_back,
     ),
+    Workload(
+        "target-removed",
+        "the build after the target was removed",
+        (PLAIN, *_WAREHOUSE, *_CACHES),
+        target_removed,
+    ),
+    Workload(
+        "second-project",
+        "first build of another project with the same dependencies",
+        (PLAIN, *_WAREHOUSE, *_CACHES),
+        second_project,
+    ),
+    Workload(
+        "script-unchanged",
+        "a build in which a script runs again and changes nothing",
+        (PLAIN, *_WAREHOUSE, *_CACHES),
+        script_unchanged,
+    ),
+    Workload(
+        "disk-shared",
+        "five more worktrees and two more projects: all their builds",
+        (COW_WAREHOUSE, *_CACHES),
+        disk_shared,
+    ),
+    Workload(
+        "two-at-once",
+        "two checkouts built cold at the same time",
+        (PLAIN, COW_WAREHOUSE, KACHE, MBX),
+        two_at_once,
+    ),
     Workload("states", "twenty states of twenty commits: one create", (COW,), twenty_states),
     Workload("create", "cargo cow snapshot create", (COW,), state_made, repeat=3),
     Workload("activate", "cargo cow snapshot activate", (COW,), state_activated, repeat=3),
@@ -345,6 +582,7 @@ WORKLOADS = (
 
 
 _OF_TWO_COMMITS = frozenset({"other-commit", "there-and-back"})
+_OF_ONE_PACKAGE = frozenset({"second-project"})
 
 
 def measure(
@@ -356,6 +594,7 @@ def measure(
     say: Callable[[str], None],
 ) -> Iterator[Measured]:
     """Measure the named workloads; each is yielded when all its tools are done."""
+    processes.adopt()
     for workload in WORKLOADS:
         if workload.name not in names:
             continue
@@ -364,6 +603,9 @@ def measure(
             continue
         if workload.name == "body-edit" and bench.project.edited is None:
             say("body-edit: only with --project large")
+            continue
+        if workload.name in _OF_ONE_PACKAGE and not projects.of_one_package(bench.project):
+            say(f"{workload.name}: only for one package whose dependencies are published")
             continue
         competing = [tool for tool in workload.tools if tool == IN_PLACE or tool in wanted_tools]
         samples: dict[str, list[Sample]] = {tool: [] for tool in competing}
@@ -384,13 +626,19 @@ def measure(
 def _built_main(bench: Bench, tool: str) -> Path:
     """The tool's main checkout, built; a donor for what follows."""
     root = bench.main(tool)
-    marker = bench.room / f"{root.parent.name}.built"
+    marker = _marker(bench, tool)
     if not marker.exists():
-        owner = COW if tool == SHIM else tool
-        bench.build(owner if owner in (COW, SCCACHE) else PLAIN, root)
+        owner = tools.main_of(tool)
+        bench.build(owner, root)
+        bench.settle(owner)
         marker.touch()
         os.sync()
     return root
+
+
+def _marker(bench: Bench, tool: str) -> Path:
+    """Tells that the main checkout was built, and its store filled with it."""
+    return bench.room / f"{tools.main_of(tool)}.built"
 
 
 def _in_new_worktree(bench: Bench, tool: str, run: int, revision: str) -> Sample:
@@ -449,14 +697,42 @@ def edit(workspace: Path, number: int) -> Path:
     return source
 
 
-def _sources(workspace: Path) -> Iterator[Path]:
-    import json
+def declare_missing(workspace: Path) -> Path:
+    """Have a build script declare a file that is not there, and say which script.
 
-    words = ["cargo", "metadata", "--no-deps", "--format-version", "1", "--offline"]
-    metadata = json.loads(processes.run(words, cwd=workspace, env=processes.environment()).stdout)
-    for package in metadata["packages"]:
+    It is that of the first package here that has one; else the first package gets one.
+    """
+    packages = [Path(package["manifest_path"]).parent for package in _packages(workspace)]
+    scripts = [script for script in map(projects.script_of, packages) if script is not None]
+    declaring = 'println!("cargo:rerun-if-changed=cargo-cow-has-no-such-file");'
+    if scripts:
+        text = scripts[0].read_text()
+        body = re.sub(r"(\bfn main\(\)[^{]*\{)", rf"\1\n    {declaring}", text, count=1)
+        if body == text:
+            raise processes.StepFailed(f"no `fn main()` in {scripts[0]}")
+        scripts[0].write_text(body)
+        return scripts[0]
+    manifest = packages[0] / "Cargo.toml"
+    text = re.sub(r"(?m)^build = false$", 'build = "build.rs"', manifest.read_text())
+    manifest.write_text(text)
+    script = packages[0] / "build.rs"
+    script.write_text(f"fn main() {{\n    {declaring}\n}}\n")
+    return script
+
+
+def _sources(workspace: Path) -> Iterator[Path]:
+    for package in _packages(workspace):
         targets = package["targets"]
         targets.sort(key=lambda target: "lib" not in target["kind"])
         for target in targets:
             if {"lib", "bin"} & set(target["kind"]):
                 yield Path(target["src_path"])
+
+
+def _packages(workspace: Path) -> list[dict[str, Any]]:
+    import json
+
+    words = ["cargo", "metadata", "--no-deps", "--format-version", "1", "--offline"]
+    metadata = json.loads(processes.run(words, cwd=workspace, env=processes.environment()).stdout)
+    packages: list[dict[str, Any]] = metadata["packages"]
+    return packages

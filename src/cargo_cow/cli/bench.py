@@ -18,6 +18,11 @@ _WORKLOADS = (
     "first-edit",
     "body-edit",
     "there-and-back",
+    "target-removed",
+    "second-project",
+    "script-unchanged",
+    "disk-shared",
+    "two-at-once",
     "states",
     "create",
     "activate",
@@ -25,8 +30,31 @@ _WORKLOADS = (
     "clone",
     "passed-call",
 )
-_PROJECTS = ("ripgrep", "ripgrep-workspace", "fd", "bat", "just", "hyperfine", "synthetic", "large")
-_TOOLS = ("plain", "cow", "cow-own-place", "shim", "reflink", "reflink-touched", "sccache")
+_PROJECTS = (
+    "ripgrep",
+    "ripgrep-workspace",
+    "fd",
+    "bat",
+    "just",
+    "hyperfine",
+    "hk",
+    "synthetic",
+    "large",
+)
+_TOOLS = (
+    "plain",
+    "cow",
+    "cow-own-place",
+    "cow-unobserved",
+    "cow-warehouse",
+    "shim",
+    "shim-warehouse",
+    "reflink",
+    "reflink-touched",
+    "sccache",
+    "kache",
+    "mbx",
+)
 
 
 def _listed(known: tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
@@ -69,7 +97,7 @@ def _listed(known: tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
     "tools",
     callback=_listed(_TOOLS),
     metavar="LIST",
-    help=f"Any of {','.join(_TOOLS)} (default: all, sccache where it is installed).",
+    help=f"Any of {','.join(_TOOLS)} (default: all that are installed).",
 )
 @click.option(
     "--scratch",
@@ -115,6 +143,7 @@ def command(
       cargo cow bench --runs 5
       cargo cow bench --project . --workload new-worktree,unchanged
       cargo cow bench --filesystem xfs --workload clone --format json
+      cargo cow bench --workload target-removed --tool plain,cow-warehouse,sccache
     """
     import shlex
 
@@ -124,12 +153,12 @@ def command(
         print(f"cargo-cow: {message}", file=sys.stderr)
 
     if not tools:
-        from cargo_cow.bench.tools import SCCACHE, sccache_program
+        from cargo_cow.bench import caches
 
-        tools = _TOOLS
-        if sccache_program() is None:
-            say("sccache is not installed: it is left out")
-            tools = tuple(tool for tool in tools if tool != SCCACHE)
+        absent = [name for name in caches.NAMES if caches.program_of(name) is None]
+        tools = tuple(tool for tool in _TOOLS if tool not in absent)
+        if absent:
+            say(f"not installed, and left out: {', '.join(absent)}")
     found = run.run(
         project,
         other=other,
