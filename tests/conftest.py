@@ -444,20 +444,41 @@ def ext4(ext4_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     yield from _fresh(ext4_mount, request)
 
 
+_WATCH = """
+while sleep 2; do
+    ls "$2" & asked=$! seconds=0
+    while kill -0 $asked; do
+        sleep 0.5
+        seconds=$((seconds + 1))
+        if [ $seconds -gt 120 ]; then kill -9 "$(cat "$1")"; exit; fi
+    done
+done
+"""
+
+
 @contextlib.contextmanager
-def _ended_in_the_end() -> Iterator[None]:
-    """Kill a zfs-fuse that has locked up: who waits for it to open a program can be interrupted by
-    nothing else, pytest's own timeout included.  A process, because a fork that waits holds
+def _watched(mount: Path) -> Iterator[None]:
+    """Kill a zfs-fuse that answers nothing for a minute, and fail.
+
+    It loops for ever, and all its filesystems with it, once a mount has gone together with a file
+    that was open in it.  Who waits for it to open a program can then be interrupted by nothing
+    else, pytest's own timeout included; so this is a process, because a fork that waits holds
     everything that this one could do.
     """
     note = Path(tempfile.gettempdir()) / f"{_ROOM_PREFIX}zfs-fuse.pid"
-    words = ["sh", "-c", 'sleep 400; kill -9 "$(cat "$1")"', "sh", str(note)]
-    watch = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+    words = ["sh", "-c", _WATCH, "sh", str(note), str(mount)]
+    watch = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         yield
     finally:
-        os.killpg(watch.pid, signal.SIGKILL)
+        ended = watch.poll() is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(watch.pid, signal.SIGKILL)
         watch.wait()
+    if ended:
+        pytest.fail("zfs-fuse answered nothing for a minute, and was killed")
 
 
 @pytest.fixture
@@ -466,7 +487,7 @@ def zfs(zfs_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     pool = (zfs_mount.parent / "pool").read_text()
     name = f"{pool}/{os.urandom(4).hex()}"
     _run("zfs", "create", name)
-    with _ended_in_the_end():
+    with _watched(zfs_mount):
         yield zfs_mount / name.rpartition("/")[2]
     until = time.monotonic() + 10
     # Clones of one test refer to each other only, so -R ends at this dataset.
@@ -474,6 +495,20 @@ def zfs(zfs_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
         for line in _run("zfs", "list", "-H", "-r", "-t", "snapshot", "-o", "name", name).split():
             _answers("zfs", "release", "cargo-cow", line)
         time.sleep(0.1)
+
+
+@pytest.fixture
+def zfs_container(zfs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A dataset of the test's own with a container, in which targets are datasets."""
+    from cargo_cow.filesystems import temporaries
+    from cargo_cow.filesystems import zfs as datasets
+
+    # Compilers of other tests may have its mounts in their namespaces.
+    monkeypatch.setattr(datasets, "_PATIENCE", 60.0)
+    datasets.make_container(zfs)
+    yield zfs
+    for path in list(temporaries._held):  # what is open cannot be destroyed
+        temporaries.release(path)
 
 
 @pytest.fixture(params=["btrfs", "xfs", "ext4"])

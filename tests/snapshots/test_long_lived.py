@@ -15,17 +15,12 @@ from typing import NamedTuple
 
 import pytest
 from tests.support.projects import cow, repository, settle, write
+from tests.support.states import TINY
 
 from cargo_cow import filesystems, snapshots
 
 _CYCLES = int(os.environ.get("COW_CYCLES") or 20)
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-_TINY = {
-    "Cargo.toml": '[package]\nname = "tiny"\nversion = "0.1.0"\nedition = "2021"\n',
-    "src/main.rs": 'fn main() { print!("{}", include_str!("text")); }\n',
-    "src/text": "base",
-    ".gitignore": "/target\nCargo.lock\n",
-}
 
 
 def _btrfs(*arguments: str) -> str:
@@ -68,7 +63,7 @@ def test_many_cycles_leave_nothing_behind(
     small_filesystem: Callable[..., Path], tmp_path: Path
 ) -> None:
     mount = small_filesystem("btrfs", 2 << 30)
-    root = repository(mount / "main", _TINY)
+    root = repository(mount / "main", {**TINY, "src/text": "base"})
     filesystems.create_target(root / "target")
 
     def build(text: str) -> list[str]:

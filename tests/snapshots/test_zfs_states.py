@@ -9,39 +9,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 from tests.support.projects import SOURCE, cargo, cow, git, repository, write
+from tests.support.states import TINY
 
 from cargo_cow import filesystems, snapshots
 from cargo_cow.errors import FilesystemFailed
-from cargo_cow.filesystems import temporaries
 from cargo_cow.filesystems import zfs as datasets
 from cargo_cow.snapshots import store, taking
 from cargo_cow.snapshots.state import Damaged, State
 
 pytestmark = pytest.mark.slow
-
-_TINY = {
-    "Cargo.toml": '[package]\nname = "tiny"\nversion = "0.1.0"\nedition = "2021"\n',
-    "src/main.rs": 'fn main() { print!("{}", include_str!("text")); }\n',
-    "src/text": "one",
-    ".gitignore": "/target\nCargo.lock\n",
-}
-
-
-@pytest.fixture
-def place(zfs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A dataset with a container."""
-    # Compilers of other tests may have its mounts in their namespaces.
-    monkeypatch.setattr(datasets, "_PATIENCE", 60.0)
-    datasets.make_container(zfs)
-    yield zfs
-    for path in list(temporaries._held):  # what is open cannot be destroyed
-        temporaries.release(path)
 
 
 def _tick() -> None:
@@ -56,9 +37,9 @@ def _build(root: Path, scratch: Path) -> None:
 
 
 @pytest.fixture
-def tiny(place: Path, tmp_path: Path) -> Path:
+def tiny(zfs_container: Path, tmp_path: Path) -> Path:
     """One package, its target a dataset, built."""
-    root = repository(place / "main", _TINY)
+    root = repository(zfs_container / "main", TINY)
     assert filesystems.create_target(root / "target") == "dataset"
     _build(root, tmp_path)
     return root
@@ -209,7 +190,7 @@ def test_a_kill_or_an_edit_leaves_no_state_that_is_used(
 
 
 def test_without_a_container_a_copy_is_made_only_when_asked_for(zfs: Path, tmp_path: Path) -> None:
-    root = repository(zfs / "main", _TINY)
+    root = repository(zfs / "main", TINY)
     assert cow(root, tmp_path, "build").status == 0
     with pytest.raises(FilesystemFailed, match="full copy"):
         snapshots.create_state("one", root)
@@ -226,7 +207,7 @@ def test_without_a_container_a_copy_is_made_only_when_asked_for(zfs: Path, tmp_p
 
 
 def test_init_makes_the_target_a_dataset(zfs: Path, tmp_path: Path) -> None:
-    root = repository(zfs / "main", _TINY)
+    root = repository(zfs / "main", TINY)
     assert cow(root, tmp_path, "build").status == 0
     if filesystems.probe(root).reflink:
         pytest.skip("another kind: this ZFS clones blocks: init leaves the target as it is")

@@ -1,4 +1,4 @@
-"""System calls that Python's ``os`` lacks: renameat2(2), syncfs(2), and those that move mounts.
+"""System calls that Python's ``os`` lacks: renameat2(2), syncfs(2), and those about mounts.
 
 ``ctypes`` is imported with the first call, not with this module: it costs 4 ms of start-up, and
 a build with nothing to clone never needs it.
@@ -86,6 +86,8 @@ _OPEN_TREE_CLONE = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _MOVE_MOUNT_BENEATH = 0x200
 _MNT_DETACH = 0x2
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_CLONE_NEWNS = 0x20000
 
 
 def open_tree(path: Path) -> int:
@@ -119,3 +121,11 @@ def detach(path: Path) -> None:
     """umount2(2) with MNT_DETACH: ``path`` shows what is below at once; who has something open in
     the mount keeps it."""
     _check(_libc().umount2(os.fsencode(path), _MNT_DETACH), path)
+
+
+def forget_mount(path: Path) -> None:
+    """Give the calling thread, and what it starts, mounts of its own, in which ``path`` is none."""
+    libc = _libc()
+    _check(libc.unshare(_CLONE_NEWNS), path)
+    _check(libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), path)
+    _check(libc.umount2(os.fsencode(path), _MNT_DETACH), path)

@@ -13,7 +13,7 @@ those below inherit.  Nothing outside of a container is ever touched.
 A dataset is a mount, and renameat2(2) answers EBUSY for one.  So targets change names as mounts
 do: open_tree(2) holds one, move_mount(2) puts it in place, *beneath* the old one where the kernel
 can (6.5), so that there is always a target.  The property ``mountpoint``, which decides after the
-next boot, is set in between, while the dataset is nowhere mounted and nothing is mounted anew.
+next boot, is set before that, by a ``zfs`` for which the dataset is not mounted (`_settle`).
 
 mount(2) is root's on Linux, whatever ``zfs allow`` delegates: without root, ``Refused``, and the
 caller goes on from there.  Read: zfs(8), zfsprops(7), zfs-allow(8) of OpenZFS 2.3; tried on
@@ -357,19 +357,13 @@ def move(path: Path, dest: Path) -> None:
     """
     name = _mounted(path)
     dest.mkdir()
-    descriptor = syscalls.open_tree(path)
     try:
-        syscalls.detach(path)
-        try:
-            _settle(name, dest)
-            syscalls.move_mount(descriptor, dest)
-        except BaseException:
-            syscalls.move_mount(descriptor, path)
-            with contextlib.suppress(OSError):
-                dest.rmdir()
-            raise
-    finally:
-        os.close(descriptor)
+        _settle(name, path, dest)
+        _carry(path, dest)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            dest.rmdir()
+        raise
     path.rmdir()
 
 
@@ -383,14 +377,17 @@ def exchange(one: Path, other: Path) -> None:
     coming, going = _mounted(one), _mounted(other)
     ours = theirs = -1
     try:
-        ours = syscalls.open_tree(one)
-        theirs = syscalls.open_tree(other)
-        syscalls.detach(one)
         try:
-            _settle(coming, other)
-            beneath = _put(ours, theirs, other)
+            _settle(coming, one, other)
+            ours = syscalls.open_tree(one)
+            theirs = syscalls.open_tree(other)
+            syscalls.detach(one)
+            try:
+                beneath = _put(ours, theirs, other)
+            except BaseException:
+                syscalls.move_mount(ours, one)
+                raise
         except BaseException:
-            syscalls.move_mount(ours, one)
             with contextlib.suppress(Refused):
                 _zfs("set", "canmount=noauto", coming)
             raise
@@ -411,25 +408,51 @@ def cover(temporary: Path, path: Path) -> None:
     What was in the directory is hidden, and is for the caller to remove through a descriptor that
     was opened before.
     """
-    name = _mounted(temporary)
-    descriptor = syscalls.open_tree(temporary)
-    try:
-        syscalls.detach(temporary)
-        try:
-            _settle(name, path)
-            syscalls.move_mount(descriptor, path)
-        except BaseException:
-            syscalls.move_mount(descriptor, temporary)
-            raise
-    finally:
-        os.close(descriptor)
+    _settle(_mounted(temporary), temporary, path)
+    _carry(temporary, path)
     temporary.rmdir()
 
 
-def _settle(name: str, path: Path) -> None:
-    """Note, in a dataset that is mounted nowhere, where it is to be mounted after a boot."""
-    _zfs("set", f"mountpoint={path}", name)
-    _zfs("set", "canmount=on", name)
+def _settle(name: str, path: Path, dest: Path) -> None:
+    """Note, in the dataset mounted at ``path``, that it is to be mounted at ``dest`` after a boot.
+
+    ``zfs set`` would mount it anew, so it is run among mounts of its own that lack this one.  To
+    take the mount away for that long would do as well, until we are killed: then it goes together
+    with the files that we hold open in it, of whose closing the kernel no longer tells a FUSE
+    server (fuse_abort_conn), and zfs-fuse 0.7 waits for that with all its filesystems, for ever.
+    """
+    import threading
+
+    trouble: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            syscalls.forget_mount(path)
+            _zfs("set", f"mountpoint={dest}", name)
+            _zfs("set", "canmount=on", name)
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            trouble.append(error)
+
+    # Mounts belong to a thread, and this one's end with it.
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+    if trouble:
+        raise trouble[0]
+
+
+def _carry(path: Path, dest: Path) -> None:
+    """Let what is mounted at ``path`` be mounted at ``dest`` instead."""
+    descriptor = syscalls.open_tree(path)
+    try:
+        syscalls.detach(path)
+        try:
+            syscalls.move_mount(descriptor, dest)
+        except BaseException:
+            syscalls.move_mount(descriptor, path)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _put(coming: int, going: int, path: Path) -> bool:
