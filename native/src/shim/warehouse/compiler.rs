@@ -14,6 +14,15 @@ use super::super::variable;
 use super::store::Store;
 
 const ROOM: &str = "compilers";
+/// Directories of a target that a compile or a link takes files from.
+const PARTS: [&str; 6] = [
+    "lib",
+    "lib/self-contained",
+    "bin",
+    "bin/gcc-ld",
+    "bin/self-contained",
+    "codegen-backends",
+];
 
 /// The identity of `program` compiling for `target`, or why it cannot be told.
 pub fn identity(program: &OsStr, target: Option<&str>, store: &Store) -> Result<String, String> {
@@ -63,13 +72,31 @@ pub fn located(program: &OsStr) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
+/// All files that a name stands for, the one that is run first.
+pub fn all_located(program: &OsStr) -> Vec<PathBuf> {
+    if program.as_bytes().contains(&b'/') {
+        return located(program).into_iter().collect();
+    }
+    let path = variable("PATH").unwrap_or_default();
+    let mut found: Vec<PathBuf> = std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .filter(|candidate| candidate.is_file())
+        .collect();
+    found.dedup();
+    found
+}
+
 /// The toolchain that rustup's own proxies would run: Cargo's told it by name.
 fn toolchain() -> Option<PathBuf> {
     let name = variable("RUSTUP_TOOLCHAIN")?;
-    let home = variable("RUSTUP_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".rustup")))?;
+    let home = rustup_home()?;
     Some(home.join("toolchains").join(name)).filter(|sysroot| driver(sysroot).is_some())
+}
+
+fn rustup_home() -> Option<PathBuf> {
+    variable("RUSTUP_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".rustup")))
 }
 
 fn driver(sysroot: &Path) -> Option<PathBuf> {
@@ -107,11 +134,20 @@ fn asked(path: &Path, own: &str, store: &Store) -> Result<PathBuf, String> {
         name.update(value.as_bytes()).update(b"\0");
     }
     if variable("RUSTUP_TOOLCHAIN").is_none() {
-        let home = variable("RUSTUP_HOME")
-            .map(PathBuf::from)
-            .unwrap_or_default();
-        if let Ok(text) = fs::read(home.join("settings.toml")) {
-            name.update(&text);
+        // rustup goes by the directory, and by files above it.
+        let directory = std::env::current_dir().map_err(|error| error.to_string())?;
+        name.update(directory.as_os_str().as_bytes());
+        let mut files: Vec<PathBuf> = rustup_home()
+            .map(|home| home.join("settings.toml"))
+            .into_iter()
+            .collect();
+        for above in directory.ancestors() {
+            files.extend(["rust-toolchain", "rust-toolchain.toml"].map(|file| above.join(file)));
+        }
+        for file in files {
+            if let Ok(text) = fs::read(&file) {
+                name.update(file.as_os_str().as_bytes()).update(&text);
+            }
         }
     }
     let name = name.finalize().to_hex();
@@ -146,9 +182,10 @@ fn of_sysroot(
     ));
     let libraries = sysroot.join("lib/rustlib");
     for triple in triples(&libraries, target) {
-        for part in ["lib", "bin", "bin/gcc-ld", "codegen-backends"] {
+        for part in PARTS {
             files.extend(named(&libraries.join(&triple).join(part), &[""]));
         }
+        files.push(libraries.join(&triple).join("target.json"));
     }
     let mut looks = blake3::Hasher::new();
     for path in &files {
@@ -164,7 +201,7 @@ fn of_sysroot(
     }
     let mut hasher = blake3::Hasher::new();
     for path in &files {
-        if path.is_dir() {
+        if !path.is_file() {
             continue;
         }
         let (digest, size) = digest_of(path)?;

@@ -66,7 +66,9 @@ impl Entry {
         for directory in entries.flatten().map(|entry| entry.path()) {
             let meta = directory.join(META);
             let used = fs::metadata(&meta).map_or(0, |stat| inputs::modified(&stat));
-            match Self::read(&meta) {
+            // One that was put here from another key is as good as damaged.
+            let is_own = |value: &Value| value.get("key").is_none_or(|its| its == key);
+            match Self::read(&meta).filter(is_own) {
                 Some(value) => found.push((used, Self { directory, value })),
                 None => remove(store, &directory),
             }
@@ -116,9 +118,12 @@ impl Entry {
             return true;
         }
         let whole = outputs.iter().enumerate().all(|(index, output)| {
-            File::open(self.file(index))
-                .and_then(|mut file| inputs::digest(&mut file))
-                .is_ok_and(|(size, digest)| size == output.size && digest == output.digest)
+            let path = self.file(index);
+            // To open a pipe would be to wait.
+            fs::symlink_metadata(&path).is_ok_and(|stat| stat.is_file())
+                && File::open(path)
+                    .and_then(|mut file| inputs::digest(&mut file))
+                    .is_ok_and(|(size, digest)| size == output.size && digest == output.digest)
         });
         if whole {
             self.mark_seen(outputs.len());

@@ -3,20 +3,24 @@
 //! The second level, the files and variables that a compile turned out to read, is in the
 //! entries that were kept under the first (`entry`).
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::inputs::{Nanoseconds, changed, modified};
-use super::super::{observe, strip_prefix, variable};
-use super::compiler;
+use super::super::{observe, variable};
 use super::ledger::{Closure, Kind, Ledgers};
 use super::request::Request;
 use super::store::Store;
 use super::trees::{Scope, tree};
+use super::{compiler, linking};
 
 /// Version of keys and entries: others are not looked at.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Package names, one list for Python and for us.
 const PURE: &str = include_str!("../../../../src/cargo_cow/prepare/pure_macros.txt");
@@ -69,24 +73,26 @@ const SECRET: &[&str] = &[
 
 /// What rustc itself, or a linker below it, goes by.
 pub const READ_BY_RUSTC: &[&str] = &[
+    "LD_AUDIT",
+    "LD_PRELOAD",
     "RUSTC_BOOTSTRAP",
     "RUSTC_FORCE_RUSTC_VERSION",
-    "RUST_TARGET_PATH",
+    "RUSTC_OVERRIDE_VERSION_STRING",
 ];
 pub const READ_BY_LINKERS: &[&str] = &[
-    "COMPILER_PATH",
-    "GCC_EXEC_PREFIX",
     "LDEMULATION",
-    "LD_PRELOAD",
     "LD_RUN_PATH",
     "LIBRARY_PATH",
     "SOURCE_DATE_EPOCH",
 ];
+/// Name directories in which programs or target specifications are looked for: who sets one of
+/// these compiles.
+const REFUSED: &[&str] = &["RUST_TARGET_PATH"];
+const REFUSED_LINKING: &[&str] = &["COMPILER_PATH", "GCC_EXEC_PREFIX"];
 const LINKERS: &[&str] = &[
     "ld", "ld.bfd", "ld.gold", "ld.lld", "lld", "ld.mold", "mold", "wild",
 ];
-/// Where linkers look by themselves; a library that is installed or replaced there by a package
-/// manager changes the directory's mtime.
+/// Where linkers look by themselves.
 const SYSTEM_LIBRARIES: &[&str] = &["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"];
 
 /// Where the call is made, and for what.
@@ -197,6 +203,9 @@ pub fn of(
     ledgers: &mut Ledgers,
     store: &Store,
 ) -> Result<Key, String> {
+    if let Some(name) = REFUSED.iter().find(|name| variable(name).is_some()) {
+        return Err(format!("the variable {name}"));
+    }
     let closure = ledgers.closure(&request.externs);
     let tied = !context.is_dependency
         || (closure.impure && context.out.is_some())
@@ -252,12 +261,12 @@ pub fn of(
     if request.clippy {
         clippy(&mut parts, request, context, ledgers)?;
     }
-    libraries(&mut parts, request, context, ledgers)?;
+    libraries(&mut parts, &request.library_paths, context, ledgers)?;
     if request.native_cpu {
         parts.add("processor", processor()?);
     }
     if request.links() {
-        linking(&mut parts, request, context, ledgers, &closure)?;
+        for_linkers(&mut parts, request, context, ledgers, &closure)?;
     }
     hidden(&mut parts, context, ledgers, &closure)?;
     declared(&mut parts, context, ledgers)?;
@@ -355,11 +364,11 @@ fn sorted_variables() -> Vec<(String, String)> {
 /// What is in the directories that native libraries come from.
 fn libraries(
     parts: &mut Parts,
-    request: &Request,
+    directories: &[PathBuf],
     context: &Context,
     ledgers: &mut Ledgers,
 ) -> Result<(), String> {
-    for directory in &request.library_paths {
+    for directory in directories {
         let inside = directory.strip_prefix(&context.profile).ok();
         let shown = inside.unwrap_or(directory).display();
         parts.add("libraries", shown.to_string());
@@ -367,16 +376,10 @@ fn libraries(
             continue;
         };
         let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|path| is_library(path));
         files.sort();
         for file in files {
-            let name = file
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or("");
-            let suffixes = [".a", ".so", ".o", ".lib"];
-            if !suffixes.iter().any(|end| name.ends_with(end)) && !name.contains(".so.") {
-                continue;
-            }
+            let name = file.file_name().unwrap_or_default().display();
             let Ok(stat) = fs::metadata(&file) else {
                 continue;
             };
@@ -394,6 +397,14 @@ fn libraries(
     Ok(())
 }
 
+/// What a linker, or rustc, may take from a directory that it searches by names without suffixes.
+fn is_library(path: &Path) -> bool {
+    const ENDS: [&str; 6] = [".a", ".so", ".o", ".lib", ".rlib", ".rmeta"];
+    let name = path.file_name().map_or(b"".as_slice(), OsStr::as_bytes);
+    ENDS.iter().any(|end| name.ends_with(end.as_bytes()))
+        || memchr::memmem::find(name, b".so.").is_some()
+}
+
 /// A file of the system's, on this machine: by its stat.
 fn looks(stat: &fs::Metadata) -> String {
     format!("{} {} {}", stat.size(), modified(stat), changed(stat))
@@ -401,7 +412,7 @@ fn looks(stat: &fs::Metadata) -> String {
 
 /// Programs, shared objects and static libraries hold everything below them, and what the linker
 /// brings.
-fn linking(
+fn for_linkers(
     parts: &mut Parts,
     request: &Request,
     context: &Context,
@@ -419,63 +430,101 @@ fn linking(
         let file = path.file_name().unwrap_or_default();
         parts.add("below", format!("{} {digest}", file.display()));
     }
+    if let Some(name) = REFUSED_LINKING.iter().find(|name| variable(name).is_some()) {
+        return Err(format!("the variable {name}"));
+    }
     for name in READ_BY_LINKERS {
         parts.variable(name);
     }
+    if let Some(searched) = variable("LIBRARY_PATH") {
+        let directories: Vec<PathBuf> = std::env::split_paths(&searched).collect();
+        libraries(parts, &directories, context, ledgers)?;
+    }
     parts.search_path("LD_LIBRARY_PATH", context);
+    linkers(parts, request)?;
+    for directory in system_directories() {
+        let value = format!("{} {}", directory.display(), system_libraries(&directory)?);
+        parts.add("system", value);
+    }
+    for path in linking::files(&request.link_arguments)? {
+        let path = context.directory.join(path);
+        let said = |error: std::io::Error| format!("{}: {error}", path.display());
+        let stat = fs::metadata(&path).map_err(said)?;
+        let contents = fs::read(&path).map_err(said)?;
+        parts.newest = parts.newest.max(changed(&stat));
+        let digest = blake3::hash(&contents).to_hex();
+        parts.add("link-file", format!("{} {digest}", path.display()));
+    }
+    Ok(())
+}
+
+/// The linker, and what it may start.  One that is a script may start anything.
+fn linkers(parts: &mut Parts, request: &Request) -> Result<(), String> {
     let named = request.linker.clone().unwrap_or_else(|| "cc".to_owned());
-    for (index, name) in std::iter::once(named.as_str())
-        .chain(LINKERS.iter().copied())
-        .enumerate()
-    {
-        match compiler::located(name.as_ref()) {
-            Some(path) => {
-                let real = fs::canonicalize(&path).unwrap_or(path);
-                let stat = fs::metadata(&real).map_err(|error| error.to_string())?;
-                let what = format!("{name} {} {}", real.display(), looks(&stat));
-                parts.add("linker", what);
+    let mut found = vec![(named.as_str(), compiler::all_located(named.as_ref()))];
+    if found[0].1.is_empty() {
+        return Err(format!("the linker {named} is not found"));
+    }
+    let below = |name: &&'static str| (*name, compiler::all_located(name.as_ref()));
+    found.extend(LINKERS.iter().map(below));
+    for (name, paths) in found {
+        // All of them: one may be a cache that starts the next.
+        for path in paths {
+            let real = fs::canonicalize(&path).unwrap_or(path);
+            let stat = fs::metadata(&real).map_err(|error| error.to_string())?;
+            let mut first = [0; 2];
+            let read = fs::File::open(&real).and_then(|mut file| file.read_exact(&mut first));
+            if read.is_ok() && &first == b"#!" {
+                return Err(format!("the linker {} is a script", real.display()));
             }
-            None if index == 0 => return Err(format!("the linker {name} is not found")),
-            None => {}
-        }
-    }
-    let mut directories: Vec<PathBuf> = SYSTEM_LIBRARIES.iter().map(PathBuf::from).collect();
-    for (above, depth) in [("/usr/lib", 1), ("/usr/lib/gcc", 2)] {
-        let mut level = vec![PathBuf::from(above)];
-        for _ in 0..depth {
-            level = level.iter().flat_map(|path| directories_of(path)).collect();
-        }
-        level.retain(|path| depth > 1 || path.to_string_lossy().contains("-linux-"));
-        directories.extend(level);
-    }
-    for directory in directories {
-        if let Ok(stat) = fs::metadata(&directory) {
-            let value = format!("{} {}", directory.display(), modified(&stat));
-            parts.add("system", value);
-        }
-    }
-    for argument in &request.link_arguments {
-        for word in argument.split([',', '=']) {
-            // `-T script`, `@file`, `-L/path`
-            let bare = word.trim_start_matches('@');
-            let path = strip_prefix(bare.as_ref(), "-L").map_or(bare.as_ref(), Path::new);
-            let Ok(stat) = fs::metadata(context.directory.join(path)) else {
-                continue;
-            };
-            if stat.is_dir() {
-                continue;
-            }
-            let contents = fs::read(context.directory.join(path));
-            let contents = contents.map_err(|error| format!("{}: {error}", path.display()))?;
-            parts.newest = parts.newest.max(changed(&stat));
-            let digest = blake3::hash(&contents).to_hex();
-            parts.add("link-file", format!("{} {digest}", path.display()));
-        }
-        if argument.contains("-L") || argument.contains("@") {
-            return Err(format!("the link argument {argument}"));
+            let what = format!("{name} {} {}", real.display(), looks(&stat));
+            parts.add("linker", what);
         }
     }
     Ok(())
+}
+
+/// Where linkers look by themselves, each directory once.
+fn system_directories() -> BTreeSet<PathBuf> {
+    let mut directories: Vec<PathBuf> = SYSTEM_LIBRARIES.iter().map(PathBuf::from).collect();
+    let of_machines = directories_of(Path::new("/usr/lib"));
+    directories.extend(
+        of_machines
+            .into_iter()
+            .filter(|path| path.to_string_lossy().contains("-linux-")),
+    );
+    for compilers in ["/usr/lib/gcc", "/usr/libexec/gcc"] {
+        for machine in directories_of(Path::new(compilers)) {
+            directories.extend(directories_of(&machine));
+        }
+    }
+    let real = directories.iter().map(fs::canonicalize);
+    real.filter_map(Result::ok).collect()
+}
+
+/// What is in a directory of the system's, by the stats of its files: they may be overwritten in
+/// place.  Who makes a link in it changes the directory.
+fn system_libraries(directory: &Path) -> Result<String, String> {
+    let said = |error: std::io::Error| format!("{}: {error}", directory.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).map_err(said)?.flatten() {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        // Of the compiler's own directory, its programs as well.
+        if !is_file || !(is_library(&entry.path()) || entry.path().extension().is_none()) {
+            continue;
+        }
+        if let Ok(stat) = entry.metadata() {
+            found.push(format!("{} {}", entry.file_name().display(), looks(&stat)));
+        }
+    }
+    found.sort();
+    let stat = fs::metadata(directory).map_err(said)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(modified(&stat).to_string().as_bytes());
+    for line in found {
+        hasher.update(b"\n").update(line.as_bytes());
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn directories_of(path: &Path) -> Vec<PathBuf> {
@@ -500,7 +549,10 @@ fn processor() -> Result<String, String> {
         "model",
         "flags",
         "Features",
+        "CPU architecture",
+        "CPU implementer",
         "CPU part",
+        "CPU variant",
     ];
     let first = text.split("\n\n").next().unwrap_or(&text);
     let lines: Vec<&str> = first

@@ -12,6 +12,7 @@ mod compiler;
 mod entry;
 mod key;
 mod ledger;
+mod linking;
 mod request;
 mod store;
 mod trees;
@@ -210,6 +211,10 @@ impl Door {
 
     /// Whether all that an entry's compile read is the same here, or the first that is not.
     fn matches(&self, entry: &Entry) -> Result<(), String> {
+        // Somebody may have moved it.
+        if entry.text("key") != Some(&self.key.digest) {
+            return Err("it is another key's".to_owned());
+        }
         let profile = self.context.profile.to_str().ok_or("not UTF-8")?;
         if entry.is_bound() && entry.text("profile") != Some(profile) {
             return Err("it holds the path of another target".to_owned());
@@ -222,7 +227,8 @@ impl Door {
         for variable in entry.list("variables") {
             let name = variable[0].as_str().ok_or("malformed")?;
             let value = variable[1].as_str();
-            let here = std::env::var(name).ok();
+            let here = std::env::var_os(name).map(|value| value.into_string());
+            let here = here.transpose().map_err(|_| format!("variable {name}"))?;
             // Where the outputs hold it, the entry is bound.
             let moved = name == "OUT_DIR" && here.is_some() && value.is_some();
             if here.as_deref() != value && !moved {
@@ -423,6 +429,7 @@ impl Door {
         let value = json!({
             "created": now(),
             "seconds": seconds,
+            "key": self.key.digest,
             "crate": self.request.crate_name,
             "package": variable("CARGO_PKG_NAME").map(|name| name.to_string_lossy().into_owned()),
             "version": variable("CARGO_PKG_VERSION").map(|name| name.to_string_lossy().into_owned()),
@@ -524,12 +531,17 @@ impl Door {
                 None => ("", name.as_str()),
             };
             inputs.push(json!([base, shown, input.digest, looks(&input.identity)]));
-            if self.context.is_dependency || !name.ends_with(".rs") {
+            // A dependency's own files are those of its version, what its script makes is not.
+            let is_dependency = self.context.is_dependency;
+            if !name.ends_with(".rs") || (is_dependency && self.context.out.is_none()) {
                 continue;
             }
             let text = fs::read(&path).map_err(|error| error.to_string())?;
-            if memchr::memmem::find(&text, b"incbin").is_some() {
+            if may_include(&text) {
                 return Err(format!("{name} may include what nobody tells of"));
+            }
+            if is_dependency {
+                continue;
             }
             if self.request.clippy && key::asks_for_all_manifests(&text) {
                 return Err(key::ALL_MANIFESTS.to_owned());
@@ -603,6 +615,12 @@ impl Door {
 /// The verb `--keep`: what a call handed over.
 pub fn finish(directory: &Path) -> Result<(), String> {
     entry::finish(directory)
+}
+
+/// Whether a source may have the assembler read files.
+fn may_include(text: &[u8]) -> bool {
+    let has = |word: &[u8]| memchr::memmem::find(text, word).is_some();
+    has(b"incbin") || has(b"asm!") && has(b".include")
 }
 
 /// Whether what an entry's compile read behind rustc's back is the same here, where that is known

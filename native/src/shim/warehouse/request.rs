@@ -129,6 +129,10 @@ impl Request {
                         name == "--json" && value.split(',').any(|kind| kind == "artifacts");
                     result.form.push(format!("{name}={value}"));
                 }
+                // A file of any name.
+                ("-l", Some(value)) if value.contains("verbatim") => {
+                    return Err(format!("-l {value}"));
+                }
                 (name, Some(value)) if PLAIN.contains(&name) => {
                     result.words.push(format!("{name} {value}"));
                 }
@@ -210,6 +214,8 @@ impl Request {
                     .extend(value.split(' ').map(str::to_owned));
             }
             "profile-use" | "profile-sample-use" => self.files.push(value.into()),
+            // Names a file, other than as a choice between yes and no.
+            "linker-plugin-lto" if value.contains('/') => return Err(format!("-C {option}")),
             "target-cpu" | "tune-cpu" if value == "native" => self.native_cpu = true,
             _ => {}
         }
