@@ -167,6 +167,15 @@ def test_where_nothing_came_back_each_unit_took_the_whole_build() -> None:
     assert not found["target removed, through the shim: each unit"].reached
 
 
+def test_a_build_of_nothing_is_taken_from_where_it_was_measured() -> None:
+    removed = _cell("target-removed", "plain", 9.0, still_seconds=0.5, still_rustc=2.0)
+    ours = _cell("target-removed", "cow-warehouse", 1.2, rustc=("a", "b"))
+    assert all(figure.reached for figure in _figures(removed, ours).values())
+    found = _figures(removed, ours, _STILL)
+    assert not found["target removed: the build"].reached
+    assert not found["target removed: rustc calls"].reached
+
+
 def test_every_lost_cell_is_named_with_the_worktrees_own_time() -> None:
     lost = report.losses(
         _report(

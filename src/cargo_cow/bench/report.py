@@ -274,9 +274,7 @@ def _cold_figures(report: Report) -> Iterator[Figure]:
 
 
 def _removed_figures(report: Report) -> Iterator[Figure]:
-    plain = report.cell("target-removed", PLAIN)
-    still = None if plain is None else plain.value("still_seconds")
-    spared = 0.0 if plain is None else plain.value("still_rustc") or 0.0
+    still, spared = _of_nothing(report)
     ours = report.cell("target-removed", COW_WAREHOUSE)
     if ours is not None:
         crates, _ = ran(ours)
@@ -306,6 +304,16 @@ def _removed_figures(report: Report) -> Iterator[Figure]:
             "seconds",
             f"{hits:.0f} given back, in a build of {seconds(shim.seconds)} s",
         )
+
+
+def _of_nothing(report: Report) -> tuple[float | None, float]:
+    """Plain Cargo's build in which nothing changed: its seconds, and what it compiles again."""
+    removed, unchanged = report.cell("target-removed", PLAIN), report.cell("unchanged", PLAIN)
+    if unchanged is not None:
+        return unchanged.seconds, max(unchanged.counts("rustc"), default=0)
+    if removed is not None:
+        return removed.value("still_seconds"), removed.most("still_rustc")
+    return None, 0.0
 
 
 def _restored(report: Report, ours: Measured) -> Iterator[Figure]:

@@ -330,12 +330,13 @@ def target_removed(bench: Bench, tool: str, _run: int) -> Sample:
     the next build, in which nothing changed, ``still_rustc`` what it compiles.  ``hits`` and
     ``hit_seconds`` (each) are the shim's account: its wall time would hide what runs abreast.
     """
-    root = _built_main(bench, tool)
+    root = _stocked(bench, tool)
     bench.forget_target(root)
     before = _occupied(bench.room)
     hits, spent = _hits(bench, tool)
     built = bench.build(tool, root)
     bench.settle(tool)
+    _marker(bench, tool).touch()
     values = {"added_bytes": float(_occupied(bench.room) - before)}
     if tool == SHIM_WAREHOUSE:
         now, all_spent = _hits(bench, tool)
@@ -360,7 +361,7 @@ def second_project(bench: Bench, tool: str, run: int) -> Sample:
     Its own code is an empty library.  ``dependencies_seconds`` is the build without what its own
     code takes: less the build after an edit of all of it.
     """
-    _built_main(bench, tool)
+    _stocked(bench, tool)
     name = f"second-{run}"
     root = projects.another(bench.project, bench.home(tool) / f"{tool}-{name}", name)
     try:
@@ -634,6 +635,12 @@ def _built_main(bench: Bench, tool: str) -> Path:
         marker.touch()
         os.sync()
     return root
+
+
+def _stocked(bench: Bench, tool: str) -> Path:
+    """The main checkout, and all that was built there in the tool's store."""
+    # Plain Cargo has none: what it builds elsewhere does not depend on what was built here.
+    return bench.main(tool) if tool == PLAIN else _built_main(bench, tool)
 
 
 def _marker(bench: Bench, tool: str) -> Path:
