@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cargo_cow.bench import report
 from cargo_cow.bench.counting import Count
-from cargo_cow.bench.workloads import Measured, Sample
+from cargo_cow.bench.steps import Measured, Sample
 
 
 def _cell(

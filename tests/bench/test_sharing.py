@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 from tests.support.projects import git, repository
 
-from cargo_cow.bench import caches, processes, projects, workloads
+from cargo_cow.bench import caches, processes, projects, sharing, steps, workloads
 from cargo_cow.bench.caches import SCCACHE
 from cargo_cow.bench.tools import COW_WAREHOUSE, PLAIN, SHIM_WAREHOUSE, Bench
 
@@ -70,14 +70,14 @@ def bench(btrfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         yield bench
 
 
-def _count(sample: workloads.Sample) -> tuple[int, int]:
+def _count(sample: steps.Sample) -> tuple[int, int]:
     assert sample.ran is not None
     return sample.ran.rustc, len(sample.ran.scripts)
 
 
 def test_another_project_differs_in_its_own_units_alone(bench: Bench) -> None:
     """Plain Cargo compiles the same units for it, as the names of their files tell."""
-    sample = workloads.second_project(bench, PLAIN, 0)
+    sample = sharing.second_project(bench, PLAIN, 0)
     # The dependency's script and library; its own library.
     assert _count(sample) == (3, 1)
     assert sample.values["dependencies_rustc"] == 2
@@ -93,36 +93,36 @@ def test_another_project_differs_in_its_own_units_alone(bench: Bench) -> None:
 
 
 def test_a_second_project_compiles_no_dependency(bench: Bench) -> None:
-    sample = workloads.second_project(bench, SHIM_WAREHOUSE, 0)
+    sample = sharing.second_project(bench, SHIM_WAREHOUSE, 0)
     assert sample.values["dependencies_rustc"] == 0, sample.ran
     assert not (bench.home(SHIM_WAREHOUSE) / f"{SHIM_WAREHOUSE}-second-0").exists()
 
 
 @pytest.mark.parametrize("tool", [COW_WAREHOUSE, SHIM_WAREHOUSE])
 def test_a_removed_target_comes_back(bench: Bench, tool: str) -> None:
-    sample = workloads.target_removed(bench, tool, 0)
+    sample = sharing.target_removed(bench, tool, 0)
     assert sample.ran is not None
     assert sample.ran.rustc == 0, sample.ran
     assert sample.values["still_rustc"] == 0
     if tool == SHIM_WAREHOUSE:
         assert sample.values["hits"] == 3  # the dependency's script and library, the program
         assert 0 < sample.values["hit_seconds"] < 10
-    plain = workloads.target_removed(bench, PLAIN, 0)
+    plain = sharing.target_removed(bench, PLAIN, 0)
     assert _count(plain) == (3, 1)
     assert sample.values["added_bytes"] < plain.values["added_bytes"]
 
 
 def test_a_script_that_always_runs_compiles_nothing(bench: Bench) -> None:
-    plain = workloads.script_unchanged(bench, PLAIN, 0)
+    plain = sharing.script_unchanged(bench, PLAIN, 0)
     assert _count(plain) == (1, 1)  # the program; the script itself is as it was
-    ours = workloads.script_unchanged(bench, SHIM_WAREHOUSE, 0)
+    ours = sharing.script_unchanged(bench, SHIM_WAREHOUSE, 0)
     assert _count(ours) == (0, 1)
     for tool in (PLAIN, SHIM_WAREHOUSE):
         assert git(bench.main(tool), "status", "--porcelain") == ""
 
 
 def test_two_at_once_are_two_whole_builds(bench: Bench) -> None:
-    sample = workloads.two_at_once(bench, PLAIN, 0)
+    sample = sharing.two_at_once(bench, PLAIN, 0)
     assert _count(sample) == (6, 2)
     with pytest.raises(processes.StepFailed, match="at once with plain failed"):
         bench.build_at_once(PLAIN, [bench.main(PLAIN), bench.room])
@@ -130,7 +130,7 @@ def test_two_at_once_are_two_whole_builds(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_disk_is_counted_for_worktrees_and_projects(bench: Bench) -> None:
-    sample = workloads.disk_shared(bench, COW_WAREHOUSE, 0)
+    sample = sharing.disk_shared(bench, COW_WAREHOUSE, 0)
     values = sample.values
     assert 0 < values["project_own_bytes"] < values["target_bytes"]
     assert values["worktrees_bytes"] <= 5 * values["worktree_bytes"]
@@ -170,8 +170,8 @@ def test_where_no_script_is_one_is_made(tmp_path: Path) -> None:
     (root / "src").mkdir(parents=True)
     (root / "src" / "lib.rs").touch()
     (root / "Cargo.toml").write_text(_PACKAGE.format("none") + "build = false\n\n[workspace]\n")
-    script = workloads.declare_missing(root)
+    script = steps.declare_missing(root)
     assert script == root / "build.rs"
     assert projects.script_of(root) == script
-    workloads.declare_missing(root)
+    steps.declare_missing(root)
     assert script.read_text().count("cargo-cow-has-no-such-file") == 2

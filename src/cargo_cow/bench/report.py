@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cargo_cow import __version__
 from cargo_cow.bench import processes, tools
 from cargo_cow.bench.caches import KACHE, MBX, SCCACHE
+from cargo_cow.bench.steps import Measured
 from cargo_cow.bench.tools import (
     COW,
     COW_WAREHOUSE,
@@ -22,7 +23,7 @@ from cargo_cow.bench.tools import (
     TOUCHED,
     UNOBSERVED,
 )
-from cargo_cow.bench.workloads import IN_PLACE, WORKLOADS, Measured
+from cargo_cow.bench.workloads import IN_PLACE, WORKLOADS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -421,14 +422,13 @@ def _disk_figures(report: Report) -> Iterator[Figure]:
 
 
 def _small_figures(report: Report) -> Iterator[Figure]:
-    still, ours = report.cell("unchanged", PLAIN), report.cell("unchanged", COW)
-    if still is not None and ours is not None:
-        yield Figure(
-            "unchanged checkout: on top of cargo build",
-            ours.seconds - still.seconds,
-            0.080,
-            "seconds",
-        )
+    still = report.cell("unchanged", PLAIN)
+    for tool, name in ((COW, "unchanged checkout"), (COW_WAREHOUSE, "unchanged, with a warehouse")):
+        ours = report.cell("unchanged", tool)
+        if still is not None and ours is not None:
+            yield Figure(
+                f"{name}: on top of cargo build", ours.seconds - still.seconds, 0.080, "seconds"
+            )
     without, shim = report.cell("passed-call", PLAIN), report.cell("passed-call", SHIM)
     if without is not None and shim is not None:
         yield Figure("shim: per passed call", shim.seconds - without.seconds, 0.002, "seconds")
