@@ -83,7 +83,8 @@ def test_another_project_differs_in_its_own_units_alone(bench: Bench) -> None:
     assert sample.values["dependencies_rustc"] == 2
     assert sample.values["dependencies_scripts"] == 1
     root = projects.another(bench.project, bench.home(PLAIN) / "kept", "kept")
-    bench.build(PLAIN, root)
+    for built in (root, bench.main(PLAIN)):
+        bench.build(PLAIN, built)
     units = [
         {path.name for path in (target / "debug" / ".fingerprint").glob("dep-*")}
         for target in (root / "target", bench.target(bench.main(PLAIN)))
