@@ -19,7 +19,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cargo_cow.errors import GitFailed
+from cargo_cow.errors import GitFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -141,6 +141,29 @@ def run(args: Sequence[str | os.PathLike[str]], cwd: Path, *, check: bool = True
     if check and answer.status != 0:
         raise _failed(args, answer)
     return answer.output
+
+
+def own_settings(directory: Path) -> dict[str, str]:
+    """``cargo-cow.*`` of the configuration that holds in ``directory``: names in small letters and
+    without that beginning (git-config(1)); one without a value is true.
+
+    Raises GitFailed when git itself cannot be started.
+    """
+    answer = call(["config", "--null", "--get-regexp", r"^cargo-cow\."], directory)
+    result = {}
+    for entry in os.fsdecode(answer.output).split("\0"):
+        name, separator, value = entry.partition("\n")
+        result[name.removeprefix("cargo-cow.")] = value if separator else "true"
+    return result
+
+
+def own_truth(name: str, value: str) -> bool:
+    """Git's words for yes and no.  Raises UsageError, which calls the setting ``name``."""
+    if value.lower() in ("true", "yes", "on", "1"):
+        return True
+    if value.lower() in ("false", "no", "off", "0", ""):
+        return False
+    raise UsageError(f"{name} is true or false, not {value!a}")
 
 
 def run_visibly(args: Sequence[str | os.PathLike[str]], cwd: Path) -> int:

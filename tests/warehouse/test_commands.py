@@ -53,9 +53,78 @@ def test_stats(place: Place, project: Path) -> None:
     assert told["copied_bytes"] == 0
     assert 0 < told["milliseconds_per_hit"] < 10_000
     assert told["seconds_saved"] > 0
+    assert (told["failed"], told["let_go"]) == (0, 0)
+    assert told["projects"] == [
+        {"directory": str(project / "target/debug"), "hits": 3, "misses": 3}
+    ]
+    assert {(one["package"], one["reason"]) for one in told["missed_most"]} == {
+        ("app 0.1.0", "new"),
+        ("util 0.1.0", "new"),
+    }
     # Which store it is follows from what builds use.
     again = _cow(project, "stats", CARGO_COW_WAREHOUSE=str(place.store))
     assert again == told
+
+
+def test_what_is_saved_is_what_the_filesystem_shares(place: Place, project: Path) -> None:
+    subprocess.run(["sync", "-f", project], check=True)
+    told = _cow(project, "stats", "--store", str(place.store))
+    disk = told["disk"]
+    # All but what lies in the metadata is there once, for store and target.
+    assert disk["targets"] == 1
+    assert disk["saved_bytes"] == disk["shared_bytes"] > 0.9 * told["entries_bytes"]
+    assert disk["exclusive_bytes"] == 0
+    assert disk["exact"]
+    shutil.rmtree(project / "target")
+    subprocess.run(["sync", "-f", place.store], check=True)
+    alone = _cow(project, "stats", "--store", str(place.store))["disk"]
+    assert (alone["shared_bytes"], alone["saved_bytes"], alone["targets"]) == (0, 0, 0)
+    assert alone["exclusive_bytes"] == disk["shared_bytes"]
+    assert _cow(project, "stats", "--no-disk", "--store", str(place.store))["disk"] is None
+
+
+def test_an_entry_of_another_kind_is_taken_as_it_is(place: Place, project: Path) -> None:
+    from blake3 import blake3
+
+    other = place.store / "units/ab" / ("ab" * 32) / "1"
+    other.mkdir(parents=True)
+    line = json.dumps(
+        {"created": 5, "kind": "unit", "outputs": [["x", 3, blake3(b"xyz").hexdigest()]]}
+    )
+    (other / "entry.json").write_text(f"{line}\n{blake3(line.encode()).hexdigest()}\n")
+    (other / "0").write_bytes(b"xyz")
+    where = ("--store", str(place.store))
+    assert _cow(project, "stats", *where)["entries"] == 4
+    assert _cow(project, "verify", *where)["damaged"] == []
+    os.utime(other / "entry.json", (5, 5))
+    (gone,) = _cow(project, "gc", "--yes", *where)["going"]
+    assert (gone["crate"], gone["compile_seconds"]) == ("", 0.0)
+    assert not other.exists()
+
+
+def test_the_store_lets_go_by_itself(place: Place, project: Path) -> None:
+    old = time.time() - MONTH
+    for entry in place.entries():
+        os.utime(entry / "entry.json", (old, old))
+    number = len(place.events())
+    # A store that was just made asks nobody; one that was asked about long ago does.
+    note = place.store / "tidied"
+    os.utime(note, (old, old))
+    script = place.root / "cargo-cow"
+    command = f'PYTHONPATH={SOURCE} exec {sys.executable} -m cargo_cow "$@"'
+    script.write_text(f"#!/bin/sh\n{command}\n")
+    script.chmod(0o755)
+    source = project / "util/src/inner.rs"
+    source.write_text(source.read_text() + "// more\n")
+    place.build(project, "build", "-p", "util", CARGO_COW_PROGRAM=str(script))
+    until = time.monotonic() + 30
+    while "tidied" not in {event["what"] for event in place.events()[number:]}:
+        assert time.monotonic() < until, "it never tidied up"
+        time.sleep(0.05)
+    assert [entry.crate for entry in store.entries(place.store)] == ["util"]
+    assert time.time() - note.stat().st_mtime < 60
+    told = _cow(project, "stats", "--no-disk", "--store", str(place.store))
+    assert told["let_go"] == 3
 
 
 def test_reasons_are_counted_by_kind() -> None:

@@ -155,7 +155,7 @@ pub fn at_probe() {
 }
 
 /// The Python side: `CARGO_COW_PROGRAM`, else beside our own file.
-fn program() -> Option<PathBuf> {
+pub fn program() -> Option<PathBuf> {
     if let Some(program) = variable("CARGO_COW_PROGRAM") {
         return Some(PathBuf::from(program));
     }

@@ -4,9 +4,12 @@ The extents of all files are laid over each other; every byte on disk then has a
 use it.  Removing some trees frees the bytes that no other tree uses, which is more than the sum of
 what each uses alone: two states that share an old artefact free it only together.
 
-What lies outside the trees looked at (a copy somewhere else on the filesystem) is not known, so a
-figure may be too high by what that shares; compressed extents count before compression.  ZFS tells
-only what each dataset uses alone: there a figure is what comes back at least.
+What lies outside the trees looked at (a copy somewhere else on the filesystem) is known only as
+far as the filesystem says of an extent that it is shared.  With ``outside`` such an extent that
+only one place in the trees uses counts as used by somebody else, too; what several places use, and
+somebody outside, still does not.  Without, a figure may be too high by all that the outside shares.
+Compressed extents count before compression.  ZFS tells only what each dataset uses alone: there a
+figure is what comes back at least.
 """
 
 from __future__ import annotations
@@ -22,8 +25,12 @@ from cargo_cow.filesystems import btrfs, zfs
 from cargo_cow.filesystems.extents import extents
 from cargo_cow.filesystems.failures import UNSUPPORTED
 
+OUTSIDE = ""
+"""The user of what is shared with nobody that was looked at."""
+
 _NOWHERE = 0x2 | 0x4 | 0x200  # FIEMAP_EXTENT_UNKNOWN, _DELALLOC, _DATA_INLINE
 _ENCODED = 0x8
+_SHARED = 0x2000  # FIEMAP_EXTENT_SHARED
 
 
 class Sharing(NamedTuple):
@@ -32,6 +39,11 @@ class Sharing(NamedTuple):
     used: Mapping[frozenset[str], int]
     exact: bool
 
+    @property
+    def together(self) -> int:
+        """Bytes that come back if all trees that were looked at go."""
+        return sum(count for users, count in self.used.items() if OUTSIDE not in users)
+
     def freed(self, going: Iterable[str]) -> int:
         """Bytes that only ``going`` use: what comes back if all of these are removed."""
         names = frozenset(going)
@@ -39,28 +51,38 @@ class Sharing(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Bytes ``[start, stop)`` of the filesystem, used by the tree ``user``."""
+    """Bytes ``[start, stop)`` of the filesystem, used by the tree ``user``.
+
+    ``shared``: somebody else uses them, or this tree in another place, as the filesystem says.
+    """
 
     start: int
     stop: int
     user: str
+    shared: bool = False
 
 
 def overlay(ranges: Iterable[Range]) -> dict[frozenset[str], int]:
-    """Bytes by the set of users.  The ranges of one user may overlap: a byte counts once."""
-    events: list[tuple[int, int, str]] = []
+    """Bytes by the set of users.  The ranges of one user may overlap: a byte counts once.
+
+    What is shared, and in one range only, has a further user, `OUTSIDE`.
+    """
+    events: list[tuple[int, int, str, bool]] = []
     for entry in ranges:
-        events.append((entry.start, 1, entry.user))
-        events.append((entry.stop, -1, entry.user))
+        events.append((entry.start, 1, entry.user, entry.shared))
+        events.append((entry.stop, -1, entry.user, entry.shared))
     events.sort(key=lambda event: event[0])
     result: dict[frozenset[str], int] = {}
     active: dict[str, int] = {}
     users: frozenset[str] = frozenset()
-    last = 0
-    for position, step, user in events:
+    last = places = shared = 0
+    for position, step, user, flagged in events:
         if position > last and users:
-            result[users] = result.get(users, 0) + position - last
+            whose = users | {OUTSIDE} if places == 1 and shared else users
+            result[whose] = result.get(whose, 0) + position - last
         last = position
+        places += step
+        shared += step * flagged
         count = active.get(user, 0) + step
         if count:
             active[user] = count
@@ -71,8 +93,11 @@ def overlay(ranges: Iterable[Range]) -> dict[frozenset[str], int]:
     return result
 
 
-def measure(trees: Mapping[str, Path]) -> Sharing:
-    """Lay the files of ``trees`` over each other.  What vanishes meanwhile is skipped."""
+def measure(trees: Mapping[str, Path], *, outside: bool = False) -> Sharing:
+    """Lay the files of ``trees`` over each other.  What vanishes meanwhile is skipped.
+
+    ``outside``: what they share with others is theirs, too (see the module).
+    """
     ranges: list[Range] = []
     alone: dict[frozenset[str], int] = {}
     exact = True
@@ -106,7 +131,8 @@ def measure(trees: Mapping[str, Path]) -> Sharing:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
-                    exact = _file(entry.path, name, base, linked, ranges, alone) and exact
+                    mark = _SHARED if outside else 0
+                    exact = _file(entry.path, name, base, linked, ranges, alone, mark) and exact
     used = overlay(ranges)
     for users, count in alone.items():
         used[users] = used.get(users, 0) + count
@@ -120,6 +146,7 @@ def _file(
     linked: set[tuple[int, int]],
     ranges: list[Range],
     alone: dict[frozenset[str], int],
+    mark: int,
 ) -> bool:
     """Add one file; False where the filesystem could not tell."""
     try:
@@ -143,7 +170,8 @@ def _file(
                     told = False
                 if not extent.flags & _NOWHERE:
                     start = base + extent.physical
-                    ranges.append(Range(start, start + extent.length, user))
+                    shared = bool(extent.flags & mark)
+                    ranges.append(Range(start, start + extent.length, user, shared))
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 return False

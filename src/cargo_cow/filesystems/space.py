@@ -1,4 +1,4 @@
-"""Amounts of disk: as a user says them, and as a filesystem has them.
+"""Amounts of disk and of time as users say them, and of disk as a filesystem has it.
 
 Loaded by builds, so nothing else is.
 """
@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from cargo_cow.errors import UsageError
 
+_AGE = re.compile(r"^([0-9]+)(m|h|d|w)$")
+_AGES = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _SIZE = re.compile(r"^([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?$", re.IGNORECASE)
 
 
@@ -43,6 +45,14 @@ def space_of(directories: Iterable[Path]) -> dict[Path, Space]:
             told = os.statvfs(directory)
             result[directory] = Space(told.f_bavail * told.f_frsize, told.f_blocks * told.f_frsize)
     return result
+
+
+def parse_age(text: str) -> float:
+    """Seconds of ``30m``, ``12h``, ``14d``, ``2w``.  Raises UsageError."""
+    match = _AGE.match(text.strip())
+    if match is None:
+        raise UsageError(f"{text!a} is no age: a number and m, h, d or w, as 14d")
+    return float(int(match[1]) * _AGES[match[2]])
 
 
 def parse_size(text: str) -> int:

@@ -41,7 +41,7 @@ def settings(root: Path) -> Settings:
 
     Raises UsageError, which names the setting, for a value that means nothing.
     """
-    values = _values(root)
+    values = git.own_settings(root)
     try:
         last = values.get("keeplast")
         age = values.get("keepnewerthan")
@@ -52,35 +52,17 @@ def settings(root: Path) -> Settings:
         policy = policies.Policy(
             keep_last=keep_last,
             keep_newer_than=None if age is None else policies.parse_age(age),
-            drop_deleted=_truth("deleted", values.get("deleted", "true")),
-            drop_merged=_truth("merged", values.get("merged", "false")),
-            drop_vanished=_truth("vanished", values.get("vanished", "false")),
+            drop_deleted=git.own_truth("deleted", values.get("deleted", "true")),
+            drop_merged=git.own_truth("merged", values.get("merged", "false")),
+            drop_vanished=git.own_truth("vanished", values.get("vanished", "false")),
             budget=None if budget is None else policies.parse_size(budget),
             min_free=policies.parse_mark(values.get("minfree", _MIN_FREE)),
         )
-        return Settings(policy, _truth("prune", values.get("prune", "true")))
+        return Settings(policy, git.own_truth("prune", values.get("prune", "true")))
     except UsageError as error:
         raise UsageError(
             f"git config cargo-cow.…: {error}", hint="git config --get-regexp '^cargo-cow'"
         ) from None
-
-
-def _values(root: Path) -> dict[str, str]:
-    answer = git.call(["config", "--null", "--get-regexp", r"^cargo-cow\."], root)
-    result = {}
-    for entry in os.fsdecode(answer.output).split("\0"):
-        name, separator, value = entry.partition("\n")
-        # A name without "=" is true (git-config(1)).
-        result[name.removeprefix("cargo-cow.")] = value if separator else "true"
-    return result
-
-
-def _truth(name: str, value: str) -> bool:
-    if value.lower() in ("true", "yes", "on", "1"):
-        return True
-    if value.lower() in ("false", "no", "off", "0", ""):
-        return False
-    raise UsageError(f"{name} is true or false, not {value!a}")
 
 
 def _count(name: str, value: str) -> int:

@@ -5,11 +5,9 @@ Plain data and its words; loaded by builds, so nothing else is.
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
-from cargo_cow.errors import UsageError
-from cargo_cow.filesystems.space import Mark, Space, parse_mark, parse_size, space_of
+from cargo_cow.filesystems.space import Mark, Space, parse_age, parse_mark, parse_size, space_of
 
 __all__ = ["Mark", "Policy", "Space", "parse_age", "parse_mark", "parse_size", "space_of"]
 
@@ -36,17 +34,3 @@ class Policy(NamedTuple):
     budget: int | None = None
     drop_vanished: bool = False
     min_free: Mark | None = None
-
-
-# -- words of the command line and of git's configuration
-
-_AGE = re.compile(r"^([0-9]+)(m|h|d|w)$")
-_AGES = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-
-
-def parse_age(text: str) -> float:
-    """Seconds of ``30m``, ``12h``, ``14d``, ``2w``.  Raises UsageError."""
-    match = _AGE.match(text.strip())
-    if match is None:
-        raise UsageError(f"{text!a} is no age: a number and m, h, d or w, as 14d")
-    return float(int(match[1]) * _AGES[match[2]])

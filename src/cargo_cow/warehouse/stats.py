@@ -1,23 +1,53 @@
-"""Figures of the warehouse, counted from what the shim noted of each call."""
+"""Figures of the warehouse, counted from what the shim noted of each call.
+
+Nothing is counted while a build runs: a line is noted for each call, and added up here.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from cargo_cow.warehouse.store import Entry
+
+_LISTED = 10
+_NOT_RESTORED = "not restored: "
+
+
+class Missed(NamedTuple):
+    """A crate's misses, with the most frequent reason.  ``project``: the target's directory."""
+
+    package: str
+    crate: str
+    project: str
+    misses: int
+    reason: str
+
+
+class Project(NamedTuple):
+    """What became of the calls for one target (``directory``: that of a profile)."""
+
+    directory: str
+    hits: int
+    misses: int
 
 
 class Stats(NamedTuple):
     """What became of the calls.  Bytes are those of files given out (hits) or taken in (kept).
 
+    ``failed``: misses where there was an entry, and its files could not be given out.
     ``seconds_saved`` is what the compiles of the hits took when they were kept, less what the
-    hits took.
+    hits took.  ``let_go`` entries went by themselves, which gave ``let_go_bytes`` back.
     """
 
     hits: int
     misses: int
+    failed: int
     kept: int
     missed: dict[str, int]
     not_kept: dict[str, int]
@@ -27,6 +57,10 @@ class Stats(NamedTuple):
     copied_reasons: dict[str, int]
     seconds_saved: float
     milliseconds_per_hit: float
+    let_go: int
+    let_go_bytes: int
+    projects: tuple[Project, ...]
+    missed_most: tuple[Missed, ...]
 
 
 def count(events: Iterable[dict[str, Any]], since: float = 0.0) -> Stats:
@@ -38,26 +72,41 @@ def count(events: Iterable[dict[str, Any]], since: float = 0.0) -> Stats:
         "passed": Counter(),
         "copied": Counter(),
     }
-    reflinked = copied = 0
+    projects: dict[str, Counter[str]] = {}
+    crates: dict[tuple[str, str, str], Counter[str]] = {}
+    reflinked = copied = failed = let_go = let_go_bytes = 0
     saved = spent = 0.0
     for event in events:
         if _number(event.get("time")) < since:
             continue
         kind = str(event["what"])
         what[kind] += 1
+        reason = str(event.get("reason") or "")
+        project = str(event.get("profile") or "")
         if kind in reasons:
-            reasons[kind][_class(str(event.get("reason", "")))] += 1
+            reasons[kind][_class(reason)] += 1
         reflinked += int(_number(event.get("reflinked")))
         copied += int(_number(event.get("copied")))
         if event.get("copied_reason"):
             reasons["copied"][str(event["copied_reason"])] += 1
+        if kind in ("hit", "miss") and project:
+            projects.setdefault(project, Counter())[kind] += 1
         if kind == "hit":
             spent += _number(event.get("seconds"))
             saved += _number(event.get("compile_seconds"))
+        elif kind == "miss":
+            failed += reason.startswith(_NOT_RESTORED)
+            crate = str(event.get("package") or ""), str(event.get("crate") or ""), project
+            crates.setdefault(crate, Counter())[_class(reason)] += 1
+        elif kind == "tidied":
+            let_go += int(_number(event.get("removed")))
+            let_go_bytes += int(_number(event.get("freed")))
     hits = what["hit"]
+    missed_most = sorted(crates.items(), key=lambda one: (-one[1].total(), one[0]))[:_LISTED]
     return Stats(
         hits=hits,
         misses=what["miss"],
+        failed=failed,
         kept=what["kept"],
         missed=dict(reasons["miss"].most_common()),
         not_kept=dict(reasons["not-kept"].most_common()),
@@ -67,6 +116,16 @@ def count(events: Iterable[dict[str, Any]], since: float = 0.0) -> Stats:
         copied_reasons=dict(reasons["copied"].most_common()),
         seconds_saved=max(0.0, saved - spent),
         milliseconds_per_hit=spent / hits * 1000 if hits else 0.0,
+        let_go=let_go,
+        let_go_bytes=let_go_bytes,
+        projects=tuple(
+            Project(name, each["hit"], each["miss"])
+            for name, each in sorted(projects.items(), key=lambda one: -one[1]["miss"])
+        ),
+        missed_most=tuple(
+            Missed(*crate, misses=why.total(), reason=why.most_common(1)[0][0])
+            for crate, why in missed_most
+        ),
     )
 
 
@@ -76,7 +135,7 @@ def _number(value: object) -> float:
 
 def _class(reason: str) -> str:
     """Reasons that differ only in the file or variable they name count as one."""
-    for start in ("file", "new file", "variable"):
+    for start in ("file", "new file", "variable", "directory"):
         if reason.startswith(f"{start} "):
             return f"{start} differs" if start != "new file" else "a new file"
     if ": " in reason and reason.startswith("/"):
@@ -84,3 +143,46 @@ def _class(reason: str) -> str:
     if reason.startswith("/") and " " in reason:
         return reason.partition(" ")[2]
     return reason or "unknown"
+
+
+class Disk(NamedTuple):
+    """Bytes on the disk, as the filesystem has them.
+
+    ``exclusive_bytes`` come back if the whole store goes, ``shared_bytes`` of it others use, too.
+    ``saved_bytes``: what the entries and the ``targets`` that were looked at would use on top if
+    each had its own copy.  Roughly where not ``exact``.
+    """
+
+    exclusive_bytes: int
+    shared_bytes: int
+    saved_bytes: int
+    targets: int
+    exact: bool
+
+
+def measure(entries: Sequence[Entry], projects: Iterable[Project]) -> Disk:
+    """Look at the extents of all entries, and of the targets that calls were made for and that are
+    still there: of what compilers made in them, which is where the store's data can be."""
+    from cargo_cow.filesystems import sharing
+
+    trees = {os.fspath(entry.path): entry.path for entry in entries}
+    own = frozenset(trees)
+    targets: set[str] = set()
+    for project in projects:
+        for room in ("deps", "examples", "build"):
+            path = Path(project.directory) / room
+            if path.is_dir():
+                trees[os.fspath(path)] = path
+                targets.add(project.directory)
+    told = sharing.measure(trees, outside=True)
+    exclusive = shared = saved = 0
+    for users, size in told.used.items():
+        known = users - {sharing.OUTSIDE}
+        if not known & own:
+            continue
+        if users <= own:
+            exclusive += size
+        else:
+            shared += size
+        saved += size * (len(known) - 1)
+    return Disk(exclusive, shared, saved, len(targets), told.exact)

@@ -32,6 +32,7 @@ class Entry(NamedTuple):
     """One entry.  ``trouble`` says why it cannot be used; its figures are then zero.
 
     ``created`` and ``used`` are seconds since the epoch, ``seconds`` what the compile took.
+    ``kind``: "call" for what one call of the compiler made; others may have no crate.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Entry(NamedTuple):
     seconds: float
     incremental: bool
     outputs: tuple[tuple[str, int, str], ...]
+    kind: str = "call"
     trouble: str | None = None
 
     @property
@@ -115,29 +117,46 @@ def entries(root: Path) -> list[Entry]:
 def _entry(path: Path) -> Entry:
     nothing = Entry(path, path.parent.name, "", "", 0.0, 0.0, 0.0, incremental=False, outputs=())
     try:
-        used = (path / META).stat().st_mtime
-        line, check = (path / META).read_bytes().split(b"\n")[:2]
-        from blake3 import blake3
-
-        if blake3(line).hexdigest() != check.decode():
-            return nothing._replace(trouble=f"{META} is damaged")
-        value: dict[str, Any] = json.loads(line)
-        name, version = value["package"], value["version"]
+        nothing = nothing._replace(used=(path / META).stat().st_mtime)
+        value = read(path)
         return nothing._replace(
-            crate=str(value["crate"]),
-            package=f"{name} {version}" if name and version else str(name or ""),
+            crate=str(value.get("crate") or ""),
+            package=package_of(value),
             created=float(value["created"]),
-            used=used,
-            seconds=float(value["seconds"]),
-            incremental=bool(value["incremental"]),
+            seconds=float(value.get("seconds") or 0.0),
+            incremental=bool(value.get("incremental")),
+            kind=str(value.get("kind") or "call"),
             outputs=tuple(
-                (str(n), int(size), str(digest)) for n, size, digest, _ in value["outputs"]
+                (str(one[0]), int(one[1]), str(one[2])) for one in value.get("outputs", ())
             ),
         )
     except OSError as error:
-        return nothing._replace(trouble=f"{META}: {error.strerror}")
-    except (ValueError, KeyError, TypeError):
-        return nothing._replace(trouble=f"{META} is of an unknown form")
+        return nothing._replace(used=0.0, trouble=f"{META}: {error.strerror}")
+    except _Damaged:
+        return nothing._replace(used=0.0, trouble=f"{META} is damaged")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return nothing._replace(used=0.0, trouble=f"{META} is of an unknown form")
+
+
+class _Damaged(ValueError):
+    pass
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What the entry in the directory ``path`` says of itself.  Raises OSError, ValueError."""
+    from blake3 import blake3
+
+    line, check = (path / META).read_bytes().split(b"\n")[:2]
+    if blake3(line).hexdigest() != check.decode():
+        raise _Damaged
+    value: dict[str, Any] = json.loads(line)
+    return value
+
+
+def package_of(value: dict[str, Any]) -> str:
+    """``name version`` of an entry."""
+    name, version = value.get("package"), value.get("version")
+    return f"{name} {version}" if name and version else str(name or "")
 
 
 def damage(entry: Entry) -> str | None:

@@ -344,6 +344,7 @@ fn carry_out(directory: &Path) -> Result<(), String> {
         }
     }
     store.tell(&event);
+    super::tidy::consider(&store.root);
     kept.map(|_| ())
 }
 

@@ -15,6 +15,7 @@ mod ledger;
 mod linking;
 mod request;
 mod store;
+mod tidy;
 mod trees;
 
 use std::ffi::OsString;
