@@ -140,6 +140,18 @@ def test_a_shared_object_without_a_hash(place: Place, kinds: str) -> None:
     assert made.read_bytes() != second
 
 
+def test_metadata_of_a_dylib_is_linked_by_nobody(place: Place) -> None:
+    files = {
+        "Cargo.toml": PACKAGE.format("both", '[lib]\ncrate-type = ["dylib", "rlib"]\n'),
+        "src/lib.rs": "pub fn both() {}\n",
+        "src/main.rs": "fn main() { both::both(); }\n",
+    }
+    project = place.project("both", files)
+    place.build(project, "check")
+    shutil.rmtree(project / "target")
+    assert place.build(project, "check").rustc == []
+
+
 def test_a_library_without_a_hash_is_the_compilers_alone(place: Place) -> None:
     """Who links it knows its file by a name that says nothing of what is below it."""
     files = {

@@ -153,12 +153,11 @@ impl Request {
         if !result.tells_outputs {
             return Err("nobody asks for what it makes".to_owned());
         }
+        let makes_code = emit.iter().any(|kind| kind == "link");
         let known = ["lib", "rlib", "bin", "proc-macro", "staticlib", "cdylib"];
-        if let Some(other) = result
-            .crate_types
-            .iter()
-            .find(|kind| !known.contains(&kind.as_str()))
-        {
+        // Metadata is linked by nobody.
+        let is_known = |kind: &str| known.contains(&kind) || (kind == "dylib" && !makes_code);
+        if let Some(other) = result.crate_types.iter().find(|kind| !is_known(kind)) {
             return Err(format!("the crate type {other}"));
         }
         // Cargo names a path package's shared object as its users know it.  What other units are
@@ -169,7 +168,7 @@ impl Request {
         if result.extra_filename.is_empty() && !none_is_given_it {
             return Err("its files carry no hash".to_owned());
         }
-        result.makes_code = emit.iter().any(|kind| kind == "link");
+        result.makes_code = makes_code;
         result.words.push(format!("--emit {}", emit.join(",")));
         let kinds = result.crate_types.join(",");
         result.words.push(format!("--crate-type {kinds}"));
