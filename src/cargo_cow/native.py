@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 from cargo_cow.errors import FilesystemFailed, NativeMissing, NoSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 NAME = "cargo-cow-native"
 PROTOCOL = 1
@@ -130,6 +130,18 @@ def try_view(directory: Path) -> tuple[int | None, str] | None:
     return reply.get("errno"), str(reply.get("error", "unknown error"))
 
 
+def identify(
+    store: Path, programs: Sequence[str], target: str, environment: Mapping[str, str]
+) -> str:
+    """Which compiler a call with these ``programs`` (rustc, or clippy-driver and rustc) for the
+    target ("": the host) and this environment means, by content, as keys of the warehouse have it.
+
+    Raises NativeMissing, and FilesystemFailed where that cannot be told.
+    """
+    words = ["--identify", os.fspath(store), target, *programs]
+    return str(_ask(words, environment=environment)["identity"])
+
+
 def version() -> str:
     """The program's version.  Raises NativeMissing where it speaks another protocol."""
     reply = _ask(["--version"])
@@ -138,7 +150,11 @@ def version() -> str:
     return str(reply["version"])
 
 
-def _ask(arguments: Sequence[str | Path], given: bytes | None = None) -> dict[str, Any]:
+def _ask(
+    arguments: Sequence[str | Path],
+    given: bytes | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     import subprocess
 
     path = program()
@@ -147,6 +163,7 @@ def _ask(arguments: Sequence[str | Path], given: bytes | None = None) -> dict[st
             [path, *arguments],
             stdin=subprocess.DEVNULL if given is None else None,
             input=given,
+            env=environment,
             capture_output=True,
             check=False,
         )

@@ -40,11 +40,12 @@ def _members(data: mmap.mmap | bytes) -> Iterator[tuple[int, int]]:
 
 
 class _Section(NamedTuple):
-    """A section's range in the file."""
+    """A section's range in the file, and where its name begins."""
 
     start: int
     end: int
     debug: bool
+    name: int
 
 
 def _sections(data: mmap.mmap | bytes, start: int, end: int) -> list[_Section]:
@@ -78,9 +79,27 @@ def _sections(data: mmap.mmap | bytes, start: int, end: int) -> list[_Section]:
             at = start + names_offset + name
             if kind != 8:  # SHT_NOBITS takes no room in the file
                 low = start + offset
-                found.append(_Section(low, min(low + size, end), data[at : at + 7] == b".debug_"))
+                debug = data[at : at + 7] == b".debug_"
+                found.append(_Section(low, min(low + size, end), debug, at))
     except struct.error:
         return []
+    return found
+
+
+def sections_at(path: str, offsets: Iterable[int]) -> set[str]:
+    """Names of the sections of an ELF file, or of an archive of such, that hold bytes at
+    ``offsets``; "" for what lies in none.  Raises OSError."""
+    data = _view(path)
+    sections = [one for low, high in _members(data) for one in _sections(data, low, high)]
+    found = set()
+    for offset in offsets:
+        name = ""
+        for section in sections:
+            if section.start <= offset < section.end:
+                end = data.find(b"\0", section.name)
+                name = data[section.name : end].decode("ascii", "replace")
+                break
+        found.add(name)
     return found
 
 
