@@ -46,7 +46,8 @@ def test_edit_and_take_back(name: str, chain: str | None, tmp_path: Path) -> Non
     file = tmp_path / "config.toml"
     before = TEXTS[name].encode()
     file.write_bytes(before)
-    change = configuration.plan_wrapper(file, NATIVE, chain)
+    variables = {} if chain is None else {configuration.CHAIN_VARIABLE: chain}
+    change = configuration.plan_wrapper(file, NATIVE, variables)
     assert change is not None
     assert file.read_bytes() == before, "planning touched the file"
     configuration.apply(change)
@@ -57,7 +58,7 @@ def test_edit_and_take_back(name: str, chain: str | None, tmp_path: Path) -> Non
     for line in before.decode().splitlines():
         comment = line.partition("#")[2]
         assert comment in now
-    assert configuration.plan_wrapper(file, NATIVE, chain) is None
+    assert configuration.plan_wrapper(file, NATIVE, variables) is None
     assert configuration.take_back(change)
     assert file.read_bytes() == before
     assert not configuration.take_back(change), "taken back twice"
@@ -68,7 +69,7 @@ def test_edit_and_take_back(name: str, chain: str | None, tmp_path: Path) -> Non
 def test_take_back_leaves_later_edits(name: str, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(TEXTS[name])
-    change = configuration.plan_wrapper(file, NATIVE, None)
+    change = configuration.plan_wrapper(file, NATIVE, {})
     assert change is not None
     configuration.apply(change)
     later = "# added later\n" + file.read_text() + "\n[later]\nx = 1\n"
@@ -79,13 +80,14 @@ def test_take_back_leaves_later_edits(name: str, tmp_path: Path) -> None:
     assert file.read_text().startswith("# added later\n")
 
 
+@pytest.mark.parametrize("variable", ["CARGO_COW_CHAIN", "CARGO_COW_REPLACED"])
 @pytest.mark.parametrize("name", TEXTS)
-def test_take_out_without_a_note(name: str, tmp_path: Path) -> None:
+def test_take_out_without_a_note(name: str, variable: str, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(TEXTS[name])
     before = tomllib.loads(TEXTS[name])
     chain = before.get("build", {}).get("rustc-wrapper")
-    change = configuration.plan_wrapper(file, NATIVE, chain)
+    change = configuration.plan_wrapper(file, NATIVE, {variable: chain or ""})
     assert change is not None
     configuration.apply(change)
     change = configuration.plan_without_wrapper(file)
@@ -106,7 +108,7 @@ def test_a_foreign_wrapper_is_not_taken_out(tmp_path: Path) -> None:
 def test_comment_of_the_next_table_stays_with_it(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[build]\njobs = 3\n\n# the net\n[net]\nretry = 2\n")
-    change = configuration.plan_wrapper(file, NATIVE, None)
+    change = configuration.plan_wrapper(file, NATIVE, {})
     assert change is not None
     configuration.apply(change)
     assert "\n# the net\n[net]\n" in file.read_text()
@@ -114,7 +116,7 @@ def test_comment_of_the_next_table_stays_with_it(tmp_path: Path) -> None:
 
 def test_a_new_file_and_its_directory(tmp_path: Path) -> None:
     file = tmp_path / "no" / "such" / "config.toml"
-    change = configuration.plan_wrapper(file, NATIVE, None)
+    change = configuration.plan_wrapper(file, NATIVE, {})
     assert change is not None
     assert change.created
     assert not file.parent.exists()
@@ -131,7 +133,7 @@ def test_what_cannot_be_parsed_is_left_alone(text: bytes, tmp_path: Path) -> Non
     file = tmp_path / "config.toml"
     file.write_bytes(text)
     with pytest.raises(ConfigurationUnusable) as caught:
-        configuration.plan_wrapper(file, NATIVE, None)
+        configuration.plan_wrapper(file, NATIVE, {})
     assert str(file) in str(caught.value)
     assert caught.value.hint
     assert file.read_bytes() == text
@@ -140,7 +142,7 @@ def test_what_cannot_be_parsed_is_left_alone(text: bytes, tmp_path: Path) -> Non
 def test_a_file_edited_after_planning_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[net]\n")
-    change = configuration.plan_wrapper(file, NATIVE, None)
+    change = configuration.plan_wrapper(file, NATIVE, {})
     assert change is not None
     file.write_text("[net]\nretry = 4\n")
     with pytest.raises(ConfigurationUnusable, match="edited in the meantime"):
@@ -152,7 +154,7 @@ def test_a_read_only_file_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[net]\n")
     file.chmod(0o444)
-    change = configuration.plan_wrapper(file, NATIVE, None)
+    change = configuration.plan_wrapper(file, NATIVE, {})
     assert change is not None
     with pytest.raises(ConfigurationUnusable, match="read-only") as caught:
         configuration.apply(change)
@@ -168,7 +170,7 @@ def test_a_symlink_and_the_mode_stay(tmp_path: Path) -> None:
     real.chmod(0o600)
     file = tmp_path / "config.toml"
     file.symlink_to(real)
-    change = configuration.plan_wrapper(file, NATIVE, None)
+    change = configuration.plan_wrapper(file, NATIVE, {})
     assert change is not None
     assert "secret" not in str(change)
     configuration.apply(change)

@@ -83,6 +83,24 @@ def test_the_native_program(
     assert (ran.status, by_name(ran)["native"]["status"]) == (1, "fail")
 
 
+@pytest.mark.parametrize("variable", ["RUSTC_WORKSPACE_WRAPPER", ""])
+def test_a_wrapper_around_the_members(
+    cow: Cow, project: Path, cargo_home: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    cow("init")
+    assert "workspace wrapper" not in doctor(cow)
+    if variable:
+        monkeypatch.setenv(variable, "/opt/kache")
+    else:
+        (project / ".cargo").mkdir()
+        (project / ".cargo/config.toml").write_text(
+            "[build]\nrustc-workspace-wrapper = '/opt/kache'\n"
+        )
+    found = doctor(cow)["workspace wrapper"]["found"]
+    assert "sets kache around the workspace's own packages" in found
+    assert "sets kache around" in cow("init").err
+
+
 def test_the_wrapper(
     cow: Cow, project: Path, cargo_home: Path, program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +108,7 @@ def test_the_wrapper(
     file = cargo_home / "config.toml"
     file.write_text("[build]\nrustc-wrapper = 'sccache'\n")
     assert "sets sccache" in doctor(cow)["wrapper"]["found"]
+    assert "--wrapper-found replace: instead of it" in doctor(cow)["wrapper"]["mend"]
     monkeypatch.setenv("RUSTC_WRAPPER", "my sccache")
     assert doctor(cow)["wrapper"]["mend"] == (
         "unset RUSTC_WRAPPER; export CARGO_COW_CHAIN='my sccache'; cargo cow init"
@@ -102,7 +121,16 @@ def test_the_wrapper(
     (program.parent / "sccache").write_text("#!/bin/sh\n")
     (program.parent / "sccache").chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    assert doctor(cow)["chained wrapper"]["status"] == "ok"
+    chained = doctor(cow)["chained wrapper"]
+    assert (chained["status"], chained["lost"]) == ("ok", "")
+    assert "the warehouse keeps and gives nothing" in chained["found"]
+    cow("init", "--warehouse")
+    chained = doctor(cow)["chained wrapper"]
+    assert chained["status"] == "warn"
+    assert chained["mend"] == "cargo cow init --wrapper-found replace"
+    cow("init", "--wrapper-found", "replace")
+    assert "chained wrapper" not in doctor(cow)
+    assert "sccache, which cargo cow uninstall" in doctor(cow)["replaced wrapper"]["found"]
     (program.parent / "two").mkdir()
     other = program.parent / "two" / "cargo-cow-native"
     other.write_bytes(program.read_bytes())

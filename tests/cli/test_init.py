@@ -85,6 +85,121 @@ def test_there_and_back_with_a_chained_wrapper(
     assert file.read_text() == MINE
 
 
+REPLACED = {"CARGO_COW_REPLACED": "sccache"}
+CHAINED = {"CARGO_COW_CHAIN": "sccache"}
+
+
+def test_a_wrapper_that_is_replaced(
+    cow: Cow, project: Path, cargo_home: Path, program: Path
+) -> None:
+    file = cargo_home / "config.toml"
+    file.write_text(MINE)
+    ran = cow("init", "--wrapper-found", "replace")
+    assert "instead of sccache" in ran.out
+    assert "sccache is not called any more" in ran.err
+    values = tomllib.loads(file.read_text())
+    assert (values["build"]["rustc-wrapper"], values["env"]) == (str(program), REPLACED)
+    # Who says nothing of it later keeps what was chosen.
+    assert "nothing to change" in cow("init").out
+    assert "nothing to change" in cow("init", "--wrapper-found", "replace").out
+    assert cow("uninstall").status == 0
+    assert file.read_text() == MINE
+    assert not notes.place().exists()
+
+
+def test_what_was_chosen_can_be_changed(cow: Cow, project: Path, cargo_home: Path) -> None:
+    file = cargo_home / "config.toml"
+    file.write_text(MINE)
+    for choice, expected in (
+        ("chain", CHAINED),
+        ("replace", REPLACED),
+        ("chain", CHAINED),
+        ("replace", REPLACED),
+    ):
+        assert cow("init", "--wrapper-found", choice).status == 0
+        assert tomllib.loads(file.read_text())["env"] == expected
+    kept = cow("init", "--wrapper-found", "keep")
+    assert "nothing to change" in kept.out
+    assert cow("uninstall").status == 0
+    assert file.read_text() == MINE
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_replaced_wrapper_comes_back_after_edits(
+    cow: Cow, project: Path, cargo_home: Path, lost: bool
+) -> None:
+    """Without the note, too: the configuration itself says what was replaced."""
+    file = cargo_home / "config.toml"
+    file.write_text(MINE)
+    cow("init", "--wrapper-found", "replace")
+    file.write_text(file.read_text().replace("retry = 3", "retry = 5"))
+    if lost:
+        notes.place().unlink()
+    assert cow("uninstall").status == 0
+    expected = tomllib.loads(MINE)
+    expected["net"]["retry"] = 5
+    assert tomllib.loads(file.read_text()) == expected
+
+
+def test_a_wrapper_that_is_kept(
+    cow: Cow, project: Path, cargo_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cargo_home / "config.toml"
+    file.write_text(MINE)
+    ran = cow("init", "--wrapper-found", "keep")
+    assert (ran.status, file.read_text()) == (0, MINE)
+    assert "sccache stays the wrapper" in ran.err
+    file.unlink()
+    monkeypatch.setenv("RUSTC_WRAPPER", "/opt/kache")
+    ran = cow("init", "--wrapper-found", "keep")
+    assert "kache stays the wrapper" in ran.err
+    assert "unset" not in ran.err
+    assert not file.exists()
+    # Where there is nothing to keep, ours is set.
+    monkeypatch.delenv("RUSTC_WRAPPER")
+    assert cow("init", "--wrapper-found", "keep").status == 0
+    assert wrapper(file)
+
+
+def test_one_choice_for_the_user_another_for_a_project(
+    cow: Cow, project: Path, cargo_home: Path, program: Path
+) -> None:
+    user, own = cargo_home / "config.toml", project / ".cargo/config.toml"
+    user.write_text(MINE)
+    # The user's is not called here any more, and is not ours to put back.
+    assert cow("init", "--project", "--wrapper-found", "replace").status == 0
+    assert wrapper(own) == str(program)
+    assert "env" not in tomllib.loads(own.read_text())
+    assert user.read_text() == MINE
+    cow("uninstall")
+    # What the user's says of the wrapper behind ours is said there, for all projects.
+    cow("init")
+    ran = cow("init", "--project", "--wrapper-found", "replace")
+    assert f"{user} says what becomes of sccache" in ran.err
+    assert tomllib.loads(user.read_text())["env"] == CHAINED
+
+
+def test_the_warehouse_behind_another_wrapper_is_remarked_on(
+    cow: Cow, project: Path, cargo_home: Path
+) -> None:
+    (cargo_home / "config.toml").write_text(MINE)
+    cow("init")
+    ran = cow("init", "--warehouse")
+    assert "the warehouse keeps and gives nothing" in ran.err
+    assert "--wrapper-found replace" in ran.err
+
+
+def test_a_variable_that_the_environment_sets_is_named(
+    cow: Cow, project: Path, cargo_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUSTC_WRAPPER", "mbx")
+    monkeypatch.setenv("CARGO_COW_CHAIN", "mbx")
+    ran = cow("init", "--wrapper-found", "replace")
+    assert "unset RUSTC_WRAPPER" in ran.err
+    assert "unset CARGO_COW_CHAIN" in ran.err
+    assert "export" not in ran.err
+
+
 def test_twice_changes_nothing(cow: Cow, project: Path, cargo_home: Path, tmp_path: Path) -> None:
     (cargo_home / "config.toml").write_text(MINE)
     (project / "target").mkdir()

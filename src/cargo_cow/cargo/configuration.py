@@ -19,12 +19,15 @@ from cargo_cow.cargo.workspace import cargo_home
 from cargo_cow.errors import ConfigurationUnusable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 NATIVE_NAME = "cargo-cow-native"
 CHAIN_VARIABLE = "CARGO_COW_CHAIN"
 LINKER_VARIABLE = "CARGO_COW_LINKER"
 WAREHOUSE_VARIABLE = "CARGO_COW_WAREHOUSE"
+REPLACED_VARIABLE = "CARGO_COW_REPLACED"
+"""The wrapper that ours stands in the place of.  Nothing reads it but who puts that one back."""
+_OURS = (CHAIN_VARIABLE, LINKER_VARIABLE, WAREHOUSE_VARIABLE, REPLACED_VARIABLE)
 _REMARK = "  # cargo cow init; cargo cow uninstall takes it back"
 
 
@@ -111,11 +114,11 @@ def parse(text: str, file: Path) -> dict[str, Any]:
         ) from None
 
 
-def wrapper_in(file: Path) -> Wrapper | None:
+def wrapper_in(file: Path, key: str = "rustc-wrapper") -> Wrapper | None:
     """The ``build.rustc-wrapper`` that ``file``, or a file it includes, sets."""
     for source, values in _with_includes(file, set()):
         build = values.get("build")
-        program = build.get("rustc-wrapper") if isinstance(build, dict) else None
+        program = build.get(key) if isinstance(build, dict) else None
         if isinstance(program, str):
             return Wrapper(absolute_program(program, source), str(source), source)
     return None
@@ -169,6 +172,20 @@ def effective_wrapper(cwd: Path) -> Wrapper | None:
     return None
 
 
+def workspace_wrapper(cwd: Path) -> Wrapper | None:
+    """What Cargo would put around rustc for the workspace's own packages in ``cwd``, behind the
+    ``rustc-wrapper``.  Raises ConfigurationUnusable."""
+    for name in ("RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_RUSTC_WORKSPACE_WRAPPER"):
+        value = os.environ.get(name)
+        if value is not None:
+            return Wrapper(value, f"environment variable {name}", None)
+    for file in files_for(cwd):
+        found = wrapper_in(file, "rustc-workspace-wrapper")
+        if found is not None:
+            return found
+    return None
+
+
 def effective_chain(cwd: Path) -> str | None:
     """The program that our shim runs rustc through in ``cwd``, if any."""
     return effective_variable(cwd, CHAIN_VARIABLE)
@@ -179,13 +196,21 @@ def effective_variable(cwd: Path, name: str) -> str | None:
     if name in os.environ:
         return os.environ[name] or None
     for file in files_for(cwd):
-        for _, values in _with_includes(file, set()):
-            environment = values.get("env")
-            value = environment.get(name) if isinstance(environment, dict) else None
-            if isinstance(value, dict):
-                value = value.get("value")
-            if isinstance(value, str):
-                return value or None
+        value = variable_in(file, name)
+        if value is not None:
+            return value or None
+    return None
+
+
+def variable_in(file: Path, name: str) -> str | None:
+    """The variable that ``[env]`` of ``file``, or of a file it includes, sets for compilers."""
+    for _, values in _with_includes(file, set()):
+        environment = values.get("env")
+        value = environment.get(name) if isinstance(environment, dict) else None
+        if isinstance(value, dict):
+            value = value.get("value")
+        if isinstance(value, str):
+            return value
     return None
 
 
@@ -198,41 +223,30 @@ def is_ours(program: str) -> bool:
 # Editing
 
 
-def plan_wrapper(
-    file: Path,
-    program: str,
-    chain: str | None,
-    linker: str | None = None,
-    warehouse: str | None = None,
-) -> Change | None:
-    """The change that makes ``program`` the wrapper in ``file`` and ``chain`` what it runs.
+def plan_wrapper(file: Path, program: str, variables: Mapping[str, str]) -> Change | None:
+    """The change that makes ``program`` the wrapper in ``file`` and sets variables for it.
 
-    ``chain`` None leaves a chain that is there, ``linker`` None a linker that was chosen; "" takes
-    the choice out; ``warehouse`` None its setting.  None when there is nothing to change.  Raises
-    ConfigurationUnusable for a text that does not parse or cannot be edited safely.
+    A variable that is "" is taken out, one that is not named stays as it is.  None when there is
+    nothing to change.  Raises ConfigurationUnusable for a text that does not parse or cannot be
+    edited safely.
     """
-    variables = {
-        CHAIN_VARIABLE: chain,
-        LINKER_VARIABLE: linker or None,
-        WAREHOUSE_VARIABLE: warehouse,
-    }
-    lines = {name: value for name, value in variables.items() if value is not None}
 
     def edit(values: Any) -> None:
         _table(values, "build", file)["rustc-wrapper"] = program
-        for name, value in lines.items():
-            _table(values, "env", file)[name] = value
-        if linker == "" and isinstance(values.get("env"), dict):
-            values["env"].pop(LINKER_VARIABLE, None)
-            if not values["env"]:
-                del values["env"]
+        for name, value in variables.items():
+            if value:
+                _table(values, "env", file)[name] = value
+            elif isinstance(values.get("env"), dict):
+                values["env"].pop(name, None)
+                if not values["env"]:
+                    del values["env"]
 
     def insert(text: str) -> str:
         present = parse(text, file)
         if present.get("build", {}).get("rustc-wrapper") != program:
             text = _set_line(text, "build", "rustc-wrapper", program)
-        for name, value in lines.items():
-            if present.get("env", {}).get(name) != value:
+        for name, value in variables.items():
+            if value and present.get("env", {}).get(name) != value:
                 text = _set_line(text, "env", name, value)
         return text
 
@@ -240,7 +254,7 @@ def plan_wrapper(
 
 
 def plan_without_wrapper(file: Path) -> Change | None:
-    """The change that takes our wrapper out of ``file`` and puts a chained one back.
+    """The change that takes our wrapper out of ``file`` and puts back the one before it.
 
     For a file whose history is not known, or that was edited since: tables that this leaves empty
     go too, and a wrapper that somebody set instead of ours stays.  None when nothing of ours is in
@@ -251,22 +265,21 @@ def plan_without_wrapper(file: Path) -> Change | None:
 
 
 def _take_out(document: Any) -> None:
-    """Take our settings out of a document, and put a chained wrapper back."""
+    """Take our settings out of a document, and put back the wrapper that was there before."""
     build = document.get("build")
     environment = document.get("env")
-    chain = None
+    former = None
     if isinstance(environment, dict):
-        linker = environment.pop(LINKER_VARIABLE, None)
-        chain = environment.pop(CHAIN_VARIABLE, None)
-        warehouse = environment.pop(WAREHOUSE_VARIABLE, None)
-        if (chain or linker or warehouse) is not None and not environment:
+        found = {name: environment.pop(name) for name in _OURS if name in environment}
+        former = found.get(CHAIN_VARIABLE, found.get(REPLACED_VARIABLE))
+        if found and not environment:
             del document["env"]
     if not isinstance(build, dict) or not is_ours(str(build.get("rustc-wrapper", ""))):
         return
-    if isinstance(chain, dict):
-        chain = chain.get("value")
-    if isinstance(chain, str) and chain:
-        build["rustc-wrapper"] = str(chain)
+    if isinstance(former, dict):
+        former = former.get("value")
+    if isinstance(former, str) and former:
+        build["rustc-wrapper"] = str(former)
     else:
         del build["rustc-wrapper"]
         if not build:

@@ -12,6 +12,7 @@ from cargo_cow.cli import render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cargo_cow.setup.neighbours import Choice
     from cargo_cow.setup.switching import Done, Plan
 
 
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also keep what is compiled, for all projects: see cargo cow stats.",
 )
+@click.option(
+    "--wrapper-found",
+    type=click.Choice(["chain", "replace", "keep"]),
+    help="What becomes of another wrapper, such as sccache: ours calls it, ours takes its place, "
+    "or it stays and ours is not set. Default: as chosen before; chained at first.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @render.manifest_option
 @render.format_option
@@ -43,6 +50,7 @@ def command(
     hooks: bool,
     linker: str | None,
     warehouse: bool,
+    wrapper_found: Choice | None,
     dry_run: bool,
     manifest_path: str | None,
     style: str,
@@ -51,9 +59,12 @@ def command(
 
     Sets build.rustc-wrapper in your Cargo configuration to cargo-cow-native, which runs the real
     compiler and, in a checkout that has never been built, first clones the target of its nearest
-    sibling.  A wrapper that is set already (such as sccache) goes on working: it is then called by
-    ours.  On Btrfs the main checkout's target becomes a subvolume, so that it is cloned by
+    sibling.  On Btrfs the main checkout's target becomes a subvolume, so that it is cloned by
     snapshot in a moment, whatever its size.
+
+    A wrapper that is set already (such as sccache) goes on working: it is then called by ours, and
+    nothing of what it compiles is kept in the warehouse.  --wrapper-found replace puts ours in its
+    place, --wrapper-found keep leaves it alone.
 
     Nothing is rebuilt for it, twice changes nothing, and `cargo cow uninstall` takes all of it
     back.  Not needed for `cargo cow build` and `cargo cow worktree add`.
@@ -66,6 +77,7 @@ def command(
       cargo cow init --hooks       git prepares the target after a switch, too
       cargo cow init --linker mold   programs are linked by mold, where nobody chose a linker
       cargo cow init --warehouse   units come back in other projects, too
+      cargo cow init --warehouse --wrapper-found replace   the same, instead of sccache
     """
     from cargo_cow import native
     from cargo_cow.setup import switching
@@ -79,6 +91,7 @@ def command(
         hooks=hooks,
         linker=linker,
         warehouse=warehouse,
+        wrapper_found=wrapper_found,
         cargo_args=render.cargo_arguments(manifest_path),
     )
     done = None if dry_run else switching.carry_out(plan)

@@ -151,6 +151,7 @@ def _native() -> Check:
 
 def _wrapper(cwd: Path) -> Iterator[Check]:
     from cargo_cow import native
+    from cargo_cow.setup import neighbours
 
     lost = "plain cargo does not prepare new checkouts; `cargo cow build` does"
     try:
@@ -169,6 +170,9 @@ def _wrapper(cwd: Path) -> Iterator[Check]:
             if found.program:
                 mend.append(f"export {configuration.CHAIN_VARIABLE}={shlex.quote(found.program)}")
         mend.append("cargo cow init")
+        if found.file is not None and found.program:
+            called = neighbours.name(found.program)
+            mend[-1] += f" (ours then calls {called}; --wrapper-found replace: instead of it)"
         yield Check(
             "wrapper",
             "warn",
@@ -196,16 +200,34 @@ def _wrapper(cwd: Path) -> Iterator[Check]:
     else:
         yield Check("wrapper", "ok", f"{found.program}, by {found.source}")
     if chain is not None:
-        if _runs(chain):
-            yield Check("chained wrapper", "ok", chain)
-        else:
+        if not _runs(chain):
             yield Check(
                 "chained wrapper",
                 "fail",
                 f"{configuration.CHAIN_VARIABLE} is {chain}, which is not there",
                 "the compiler is run without it",
-                f"install {chain}, or take {configuration.CHAIN_VARIABLE} out",
+                f"install {chain}, or cargo cow init --wrapper-found replace",
             )
+        elif _kept(configuration.effective_variable(cwd, configuration.WAREHOUSE_VARIABLE)):
+            yield Check(
+                "chained wrapper",
+                "warn",
+                f"{chain}, with the warehouse on",
+                neighbours.chained(chain),
+                "cargo cow init --wrapper-found replace",
+            )
+        else:
+            yield Check("chained wrapper", "ok", f"{chain}: {neighbours.chained(chain)}")
+    replaced = configuration.effective_variable(cwd, configuration.REPLACED_VARIABLE)
+    if replaced is not None:
+        yield Check("replaced wrapper", "ok", f"{replaced}, which cargo cow uninstall puts back")
+    around = neighbours.around_members(cwd)
+    if around is not None:
+        yield Check("workspace wrapper", "ok", around)
+
+
+def _kept(setting: str | None) -> bool:
+    return setting not in (None, "", "off", "0")
 
 
 def _linker(cwd: Path) -> Iterator[Check]:
@@ -508,7 +530,7 @@ def _warehouse(cwd: Path, workspace: Workspace | None) -> Check:
         setting = configuration.effective_variable(cwd, configuration.WAREHOUSE_VARIABLE)
     except ConfigurationUnusable:
         return Check("warehouse", "ok", "not known: the configuration cannot be read")
-    if setting in (None, "", "off", "0"):
+    if not _kept(setting):
         return Check("warehouse", "ok", "off (cargo cow init --warehouse switches it on)")
     try:
         root = store.locate(workspace, cwd)

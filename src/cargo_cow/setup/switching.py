@@ -15,13 +15,14 @@ from cargo_cow import git
 from cargo_cow.cargo import configuration
 from cargo_cow.errors import ConfigurationUnusable, CowError, Locked, NotACargoProject
 from cargo_cow.prepare import identity
-from cargo_cow.setup import notes
+from cargo_cow.setup import neighbours, notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cargo_cow.cargo.configuration import Change
     from cargo_cow.cargo.workspace import Workspace
+    from cargo_cow.setup.neighbours import Choice
 
 Kind = Literal[
     "set-wrapper",
@@ -78,14 +79,17 @@ def plan_init(
     hooks: bool = False,
     linker: str | None = None,
     warehouse: bool = False,
+    wrapper_found: Choice | None = None,
     cargo_args: Sequence[str] = (),
 ) -> Plan:
     """The steps that switch Cargo-CoW on, for the user or (``project``) for one workspace.
 
     ``native`` is the program that Cargo is to call; ``hooks``: git's hooks of this repository, too;
     ``linker``: who links from now on, "default" for rustc's own choice; ``warehouse``: what is
-    compiled is kept.  Raises ConfigurationUnusable, NotACargoProject where a workspace is needed
-    and there is none, GitFailed and HooksRefused (``hooks``), LinkerUnusable (``linker``).
+    compiled is kept; ``wrapper_found``: what becomes of a wrapper that is there (None: what was
+    chosen before, and chained at first).  Raises ConfigurationUnusable, NotACargoProject where a
+    workspace is needed and there is none, GitFailed and HooksRefused (``hooks``), LinkerUnusable
+    (``linker``).
     """
     remarks: list[str] = []
     # Before Cargo is asked: it would answer with an error about something else.
@@ -100,19 +104,33 @@ def plan_init(
 
     steps: list[Step] = []
     base = workspace.root if project and workspace is not None else cwd
-    chain = _chained(base, file, native, remarks)
+    former = _former(base, file, native, wrapper_found, remarks)
     chosen, mark = _linker(linker, base, file, native, remarks)
-    kept = "on" if warehouse else None
-    change = configuration.plan_wrapper(file, str(native), chain, chosen, kept)
+    variables = _settled(former, wrapper_found, file, remarks)
+    if chosen is not None:
+        variables[configuration.LINKER_VARIABLE] = chosen
+    if warehouse:
+        variables[configuration.WAREHOUSE_VARIABLE] = "on"
+    change = None
+    if wrapper_found == "keep" and (former.state == "found" or former.variable):
+        remarks.append(neighbours.meaning("keep", former.variable or former.program))
+    else:
+        change = configuration.plan_wrapper(file, str(native), variables)
     if change is not None:
         detail = f'build.rustc-wrapper = "{native}"'
-        if chain is not None:
-            detail += f", which runs rustc through {chain}"
+        chain = variables.get(configuration.CHAIN_VARIABLE)  # None: as it is
+        if chain == "":
+            detail += f", instead of {former.program}"
+            remarks.append(neighbours.meaning("replace", former.program))
+        elif chain or former.state == "chained":
+            detail += f", which runs rustc through {former.program}"
+            remarks.append(neighbours.meaning("chain", former.program))
         if chosen is not None:
             detail += f", which links with {mark}" if chosen else ", which links as rustc does"
         if warehouse:
             detail += f", with {configuration.WAREHOUSE_VARIABLE}=on"
         steps.append(Step("set-wrapper", file, detail, change))
+    remarks += filter(None, [neighbours.around_members(base)])
     if workspace is not None:
         steps += _markers(workspace)
         if convert:
@@ -166,8 +184,42 @@ def _linker(
     return name, mark
 
 
-def _chained(cwd: Path, file: Path, native: Path, remarks: list[str]) -> str | None:
-    """The wrapper that counted up to now and has to go on working, if it is not ours.
+class _Former(NamedTuple):
+    """The other wrapper: ``program`` counted up to now, or did before ours; "" if there is none.
+
+    ``state``: "found" where ours is not set yet, else what ours does with it, by ``file``.
+    ``variable``: the one that the environment sets, which counts whatever stands in a file.
+    """
+
+    program: str
+    state: Literal["none", "found", "chained", "replaced"]
+    variable: str = ""
+    file: Path | None = None
+
+
+def _settled(
+    former: _Former, choice: Choice | None, file: Path, remarks: list[str]
+) -> dict[str, str]:
+    """The variables that do with a wrapper what was chosen; see `configuration.plan_wrapper`."""
+    chain, replaced = configuration.CHAIN_VARIABLE, configuration.REPLACED_VARIABLE
+    elsewhere = former.file is not None and former.file != file
+    if former.state in ("chained", "replaced") and choice is not None and elsewhere:
+        remarks.append(f"{former.file} says what becomes of {former.program}: not changed here")
+        return {}
+    if choice == "keep" and former.state == "chained":
+        remarks.append(f"{former.program} is called by ours already: cargo cow uninstall ends that")
+    if choice == "replace" and former.state in ("found", "chained"):
+        # One that a weaker file sets counts again by itself, when ours is gone.
+        return {chain: "", replaced: "" if elsewhere else former.program}
+    if former.state == "found" or (choice == "chain" and former.state == "replaced"):
+        return {chain: former.program, replaced: ""}
+    return {}
+
+
+def _former(
+    cwd: Path, file: Path, native: Path, choice: Choice | None, remarks: list[str]
+) -> _Former:
+    """What is to be done with besides ours.
 
     Also remarks on what is stronger than ``file``, so that our wrapper would never be called.
     """
@@ -176,19 +228,21 @@ def _chained(cwd: Path, file: Path, native: Path, remarks: list[str]) -> str | N
         # Also under another name: a program that is chained to itself would never end.
         return configuration.is_ours(program) or program == str(native)
 
-    from_environment = configuration.wrapper_from_environment()
-    if from_environment is not None and not ours(from_environment.program):
-        what = from_environment.source.rpartition(" ")[2]
-        remarks.append(
-            f"{from_environment.source} ({from_environment.program or 'empty: no wrapper'}) is "
-            f"stronger than any file: unset {what}"
-            + (
-                f", and export {configuration.CHAIN_VARIABLE}={from_environment.program} "
-                "to go on using that program"
-                if from_environment.program
-                else ""
+    chain = configuration.CHAIN_VARIABLE
+    variable = ""
+    found = configuration.wrapper_from_environment()
+    if found is not None and not ours(found.program):
+        variable = found.program
+        if choice != "keep":
+            remark = (
+                f"{found.source} ({variable or 'empty: no wrapper'}) is stronger than any file: "
+                f"unset {found.source.rpartition(' ')[2]}"
             )
-        )
+            if variable and choice != "replace":
+                remark += f", and export {chain}={variable} to go on using that program"
+            remarks.append(remark)
+    if choice == "replace" and os.environ.get(chain):
+        remarks.append(f"environment variable {chain} is stronger than any file: unset {chain}")
     files = _ranked(cwd, file)
     place = files.index(file)
     for candidate in files[:place]:
@@ -200,9 +254,17 @@ def _chained(cwd: Path, file: Path, native: Path, remarks: list[str]) -> str | N
             )
     for candidate in files[place:]:
         found = configuration.wrapper_in(candidate)
-        if found is not None:
-            return None if ours(found.program) or not found.program else found.program
-    return None
+        if found is None:
+            continue
+        if not ours(found.program):
+            state: Literal["found", "none"] = "found" if found.program else "none"
+            return _Former(found.program, state, variable, found.file)
+        if before := configuration.variable_in(candidate, chain):
+            return _Former(before, "chained", variable, candidate)
+        if before := configuration.variable_in(candidate, configuration.REPLACED_VARIABLE):
+            return _Former(before, "replaced", variable, candidate)
+        break
+    return _Former("", "none", variable)
 
 
 def _ranked(cwd: Path, file: Path) -> list[Path]:
