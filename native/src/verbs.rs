@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::clone_tree::{self, Mode, Options, Selection};
 use crate::enter;
+use crate::shim::warehouse;
 
 /// Version of the command lines and outputs below.  Python refuses another one.
 const PROTOCOL: u32 = 1;
@@ -67,17 +68,18 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
             Ok((failure, false)) | Err(failure) => Err(failure),
         },
         // The shim's own: what is left to do after a compile.
-        Some("--keep") if arguments.len() == 2 => {
-            crate::shim::warehouse::finish(Path::new(&arguments[1]))
-                .map(|()| json!({}))
-                .map_err(Failure::usage)
-        }
         Some("--identify") if arguments.len() >= 3 => {
             let target = arguments[2].to_str().filter(|target| !target.is_empty());
-            crate::shim::warehouse::identify(Path::new(&arguments[1]), &arguments[3..], target)
+            warehouse::identify(Path::new(&arguments[1]), &arguments[3..], target)
                 .map(|identity| json!({ "identity": identity }))
                 .map_err(Failure::usage)
         }
+        Some("--keep") if arguments.len() == 2 => warehouse::finish(Path::new(&arguments[1]))
+            .map(|()| json!({}))
+            .map_err(Failure::usage),
+        Some("--warehouse") => request().and_then(|it| warehouse::surroundings::tell(&it)),
+        Some("--keep-units") => request().and_then(|it| warehouse::units::keep(&it)),
+        Some("--give-units") => request().and_then(|it| warehouse::units::give(&it)),
         Some(other) => Err(Failure::usage(format!("unknown verb {other}"))),
         None => Err(Failure::usage(
             "a verb (--version, --clone-tree, --enter) or a compiler is needed",
@@ -92,6 +94,16 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Ok(()) => code,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// JSON from stdin.
+fn request() -> Result<Value, Failure> {
+    let mut text = Vec::new();
+    std::io::stdin()
+        .lock()
+        .read_to_end(&mut text)
+        .map_err(|error| Failure::usage(format!("cannot read the request: {error}")))?;
+    serde_json::from_slice(&text).map_err(|error| Failure::usage(format!("the request: {error}")))
 }
 
 /// `[--mode auto|reflink|copy] [--exclude RELATIVE]... [--only -] [--threads N] [--] SRC DST`

@@ -110,6 +110,24 @@ def clone_tree(
     return CloneTree(**{name: reply[name] for name in CloneTree._fields})
 
 
+def warehouse(request: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Which store serves a target, and what is around (``surroundings.rs``).
+
+    Raises NativeMissing and FilesystemFailed.
+    """
+    return _ask(["--warehouse"], json.dumps(request).encode(), environment)
+
+
+def keep_units(request: dict[str, Any]) -> dict[str, Any]:
+    """Put whole units into a store (``units.rs``).  Raises NativeMissing and FilesystemFailed."""
+    return _ask(["--keep-units"], json.dumps(request).encode())
+
+
+def give_units(request: dict[str, Any]) -> dict[str, Any]:
+    """Put whole units from a store into a directory (``units.rs``); as `keep_units`."""
+    return _ask(["--give-units"], json.dumps(request).encode())
+
+
 def try_view(directory: Path) -> tuple[int | None, str] | None:
     """Make a view, as sandbox mode and identities do, and leave it again; ``directory`` is bound.
 

@@ -10,6 +10,7 @@
 //!   * a compile whose inputs are worth noting: run, waited for, then observed (`observe`).
 //!   * a compile that shall see its checkout elsewhere: run there, with a relay (`identity`).
 //!   * a compile whose result may be in the warehouse: restored, or run and kept (`warehouse`).
+//!   * Cargo asked for its plan alone: questions are answered, nothing is compiled (`planning`).
 //!   * everything else: `exec`, so that no process of ours remains.
 
 mod args;
@@ -21,6 +22,7 @@ mod layout;
 mod linker;
 mod observe;
 mod observer;
+mod planning;
 mod process;
 mod seed;
 pub mod warehouse;
@@ -38,6 +40,9 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     std::panic::set_hook(Box::new(|panic| log(&format!("{panic}"))));
     let arguments = linker::choose(arguments);
     let call = args::Call::of(&arguments);
+    if let Some(notes) = variable(planning::NOTES) {
+        return planning::answer(&notes, &call).unwrap_or_else(|| replace(None, &arguments));
+    }
     let plan = guarded(|| {
         if call.is_version_probe() {
             seed::at_probe();

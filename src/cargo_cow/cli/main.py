@@ -21,6 +21,7 @@ COMMANDS = {
     "enter": "any command in sandbox mode, at a path that all checkouts share",
     "gc": "let the warehouse shrink: the plan, and with --yes the act",
     "explain": "for each unit: proven, or the first reason why not",
+    "graft": "put what the warehouse has of a build into the target",
     "hooks": "let git prepare the target after a switch, a merge or a rebase",
     "init": "switch Cargo-CoW on for plain cargo",
     "prepare": "make the target as fresh as can be proved",

@@ -11,13 +11,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow import processes
+from cargo_cow.cargo.target import unit_times
 from cargo_cow.cargo.workspace import Workspace, cargo_program, load
 from cargo_cow.errors import CowError, NotACargoProject
 from cargo_cow.prepare import identity, unchanged
 from cargo_cow.prepare.place import FIXED_PATH, Place, place_of
+from cargo_cow.warehouse.surroundings import is_on as warehouse_is_on
+
+if TYPE_CHECKING:
+    from cargo_cow.warehouse.building import Ready as Stored
 
 # Verbs that compile nothing, or that must see the target as it is.
 NOT_PREPARED = frozenset(
@@ -45,12 +50,17 @@ def run(arguments: Sequence[str]) -> int:
     ready = None
     if verb not in NOT_PREPARED and not help_wanted:
         ready = _prepare(rest)
+    stored = None
+    if ready is not None and warehouse_is_on(Path.cwd()):
+        stored = _graft(ready, arguments)
     environment = None
     if ready is not None and verb in _COMPILING and identity.is_wished(ready.place):
         arguments, environment = _with_shim(arguments)
     status = _cargo(arguments, environment)
     if ready is not None:
         _capture(ready)
+        if stored is not None:
+            _store(ready, stored, arguments)
     return status
 
 
@@ -60,6 +70,31 @@ class _Ready(NamedTuple):
     workspace: Workspace
     place: Place
     noted: bool
+
+
+def _graft(ready: _Ready, arguments: Sequence[str]) -> Stored | None:
+    """Put into the target what the warehouse has of the command's units."""
+    from cargo_cow.warehouse import building
+
+    try:
+        stored = building.before(ready.workspace, ready.place, arguments, Path.cwd(), say=_say)
+    except CowError as error:
+        _warn(f"the warehouse is of no use here: {error}", error.hint)
+        return None
+    if stored is not None and stored.grafted is not None:
+        grafted = stored.grafted
+        for note in grafted.notes:
+            _warn(f"not all of the warehouse is usable: {note}", "")
+        _say(f"{len(grafted.keys)} units came from the warehouse")
+    return stored
+
+
+def _store(ready: _Ready, stored: Stored, arguments: Sequence[str]) -> None:
+    """Keep what is new in the target, once this command has ended."""
+    from cargo_cow.warehouse import building
+
+    if unit_times(ready.place.build_dir) != stored.times:
+        building.after(stored, ready.workspace, arguments)
 
 
 def _with_shim(arguments: Sequence[str]) -> tuple[Sequence[str], dict[str, str] | None]:

@@ -126,7 +126,7 @@ def look(workspace: Workspace, place: Place, *, wait: bool = True) -> Look | Non
             # Told now, not after the work of a proof.
             with build_lock(place.build_dir, wait=False):
                 pass
-        t0 = _t0(Path(place.build_dir))
+        t0 = stamp_time(Path(place.build_dir))
         contents = Contents(f"{place.build_dir}/{_MEMO}")
         packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
         started = time.monotonic()
@@ -489,7 +489,7 @@ def _publish_in_place_of(destination: Path, temporary: Path) -> None:
     filesystems.remove_target(aside)
 
 
-def _t0(directory: Path) -> int:
+def stamp_time(directory: Path) -> int:
     """The stamp: the filesystem's present time less its granule (ns).
 
     Everything read after this moment and edited after it has a later mtime.
@@ -503,8 +503,8 @@ def _t0(directory: Path) -> int:
 def _t0_ahead(directory: Path) -> tuple[int, float]:
     """The stamp (ns) as it is now, and when (by the monotonic clock) reading may begin.
 
-    As good as `_t0`, for who has other work to do first: files that were written just before the
-    call, by the `git switch` whose hook we are, are older than the stamp.
+    As good as `stamp_time`, for who has other work to do first: files that were written just before
+    the call, by the `git switch` whose hook we are, are older than the stamp.
     """
     try:
         granule = filesystems.granule(directory)
@@ -512,7 +512,7 @@ def _t0_ahead(directory: Path) -> tuple[int, float]:
             return filesystems.clock(directory), time.monotonic() + granule / 1e9
     except CowError:
         pass
-    return _t0(directory), 0.0
+    return stamp_time(directory), 0.0
 
 
 def _drop_torn(target: Target, source: Path, since: int) -> None:

@@ -166,7 +166,7 @@ class Capturer:
         root = self._roots[unit.key] = candidates.pop()
         return root
 
-    def _reachable_macros(self, unit: Unit) -> frozenset[str]:
+    def reachable_macros(self, unit: Unit) -> frozenset[str]:
         """Proc-macro packages not known to be pure that the unit's code can name.
 
         Macros come through re-exports, too (serde re-exports serde_derive), so the whole closure
@@ -183,7 +183,7 @@ class Capturer:
                     if dependency.package not in PURE or self.is_local(dependency):
                         found.add(dependency.package)
                     continue  # its own dependencies are its own business
-                found |= self._reachable_macros(dependency)
+                found |= self.reachable_macros(dependency)
             known = self._macros[unit.key] = frozenset(found)
         return known
 
@@ -311,7 +311,7 @@ class Capturer:
         if doubtful and not self._evident(unit, doubtful):
             raise _Refused(f"{doubtful[0]} was written after the build, under an older time")
         made = self._blank(started, self._relative_root(root), dependencies, unit)
-        macros = set(self._reachable_macros(unit))
+        macros = set(self.reachable_macros(unit))
         if any(self._includes_binary(root, entry) for entry in inputs):
             macros.add(INCBIN)
         made = made._replace(inputs=tuple(sorted(inputs)), out_dir_baked=self._out_dir_baked(unit))

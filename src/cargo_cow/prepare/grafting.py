@@ -570,7 +570,7 @@ def act(target: Path, takings: Sequence[Taking], t0: int) -> Grafted:
                 files += _stage(taking, staged, t0)
             for graft in taking.grafts:
                 if _is_whole(graft, staged):
-                    _install(graft, staged, target)
+                    install(graft, staged, target)
                     keys.add(graft.key)
         except Locked:
             notes.append(f"{taking.source.origin} is being built: nothing is taken from there")
@@ -624,8 +624,9 @@ def _is_whole(graft: Graft, staged: Path) -> bool:
     return all(os.path.lexists(staged / name) for name in (*graft.parts, *graft.stamp))
 
 
-def _install(graft: Graft, staged: Path, target: Path) -> None:
-    """Let one unit take its place: dropped first, its fingerprint last."""
+def install(graft: Graft, staged: Path, target: Path) -> None:
+    """Let one unit, whose files lie in ``staged``, take its place: dropped first, its fingerprint
+    last."""
     if graft.replaces is not None:
         stamp.drop(graft.replaces)
     for name in (*graft.incremental, *graft.parts):

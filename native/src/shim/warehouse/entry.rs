@@ -38,6 +38,12 @@ pub struct Moved {
 }
 
 impl Moved {
+    pub fn join(&mut self, other: &Self) {
+        self.reflinked += other.reflinked;
+        self.copied += other.copied;
+        self.reason = other.reason.or(self.reason);
+    }
+
     pub fn add(&mut self, method: Method, size: u64) {
         match method {
             Method::Reflinked => self.reflinked += size,
@@ -77,6 +83,13 @@ impl Entry {
         found.into_iter().map(|(_, entry)| entry).collect()
     }
 
+    /// The entry in `directory`; `None` where there is none, or it is damaged.
+    pub fn at(directory: &Path) -> Option<Self> {
+        let value = Self::read(&directory.join(META))?;
+        let directory = directory.to_owned();
+        Some(Self { directory, value })
+    }
+
     fn read(meta: &Path) -> Option<Value> {
         let stat = fs::symlink_metadata(meta).ok()?;
         if !stat.is_file() || stat.uid() != rustix::process::geteuid().as_raw() {
@@ -104,7 +117,9 @@ impl Entry {
     }
 
     pub fn outputs(&self) -> Option<Vec<Output<'_>>> {
-        self.list("outputs").iter().map(output).collect()
+        let inside = self.text("kind") == Some(super::units::KIND);
+        let outputs = self.list("outputs").iter();
+        outputs.map(|value| output(value, inside)).collect()
     }
 
     /// Whether every output is what was put here.  Where a file is still the one that was found
@@ -129,6 +144,16 @@ impl Entry {
             self.mark_seen(outputs.len());
         }
         whole
+    }
+
+    /// Writes what is known of it beside its outputs, which are whole.
+    pub fn seal(&self) -> std::io::Result<()> {
+        let line = self.value.to_string();
+        let check = blake3::hash(line.as_bytes()).to_hex();
+        let mut file = create(&self.directory.join(META))?;
+        file.write_all(format!("{line}\n{check}\n").as_bytes())?;
+        self.mark_seen(self.list("outputs").len());
+        Ok(())
     }
 
     fn mark_seen(&self, count: usize) {
@@ -179,13 +204,20 @@ impl Entry {
     }
 }
 
-fn output(value: &Value) -> Option<Output<'_>> {
+/// Whether a name stays below the directory that it is put into.
+pub fn is_inside(name: &str) -> bool {
+    let normal = |part| matches!(part, std::path::Component::Normal(_));
+    !name.is_empty() && Path::new(name).components().all(normal)
+}
+
+/// `inside`: it may lie in directories below.
+fn output(value: &Value, inside: bool) -> Option<Output<'_>> {
     let [name, size, digest, executable] = value.as_array()?.as_slice() else {
         return None;
     };
     let name = name.as_str()?;
     // It becomes a file's name below the target.
-    (!name.is_empty() && !name.contains('/') && name != "." && name != "..").then_some(())?;
+    (is_inside(name) && (inside || !name.contains('/'))).then_some(())?;
     Some(Output {
         name,
         size: size.as_u64()?,
@@ -314,12 +346,7 @@ fn carry_out(directory: &Path) -> Result<(), String> {
             directory: directory.to_owned(),
             value,
         };
-        let line = entry.value.to_string();
-        let check = blake3::hash(line.as_bytes()).to_hex();
-        create(&directory.join(META))
-            .and_then(|mut file| file.write_all(format!("{line}\n{check}\n").as_bytes()))
-            .map_err(said)?;
-        entry.mark_seen(made.len());
+        entry.seal().map_err(said)?;
         fs::remove_file(directory.join(JOB)).map_err(said)?;
         let place = store.key(&key);
         super::store::make(&place).map_err(said)?;
@@ -349,7 +376,7 @@ fn carry_out(directory: &Path) -> Result<(), String> {
 }
 
 /// Lets the entries of a key go that were used longest ago.
-fn prune(store: &Store, key: &str, most: usize) {
+pub fn prune(store: &Store, key: &str, most: usize) {
     for entry in Entry::all(store, key).iter().skip(most) {
         remove(store, &entry.directory);
     }

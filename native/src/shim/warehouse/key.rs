@@ -88,8 +88,8 @@ pub const READ_BY_LINKERS: &[&str] = &[
 /// Name directories in which programs or target specifications are looked for: who sets one of
 /// these compiles.
 const REFUSED: &[&str] = &["RUST_TARGET_PATH"];
-const REFUSED_LINKING: &[&str] = &["COMPILER_PATH", "GCC_EXEC_PREFIX"];
-const LINKERS: &[&str] = &[
+pub const REFUSED_LINKING: &[&str] = &["COMPILER_PATH", "GCC_EXEC_PREFIX"];
+pub const LINKERS: &[&str] = &[
     "ld", "ld.bfd", "ld.gold", "ld.lld", "lld", "ld.mold", "mold", "wild",
 ];
 /// Where linkers look by themselves.
@@ -353,12 +353,17 @@ pub fn asks_for_all_manifests(text: &[u8]) -> bool {
     .any(|name| memchr::memmem::find(text, name.as_bytes()).is_some())
 }
 
-fn sorted_variables() -> Vec<(String, String)> {
+pub fn sorted_variables() -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = std::env::vars_os()
         .map(|(name, value)| (name.display().to_string(), value.display().to_string()))
         .collect();
     found.sort();
     found
+}
+
+/// Whether a variable says nothing that code is made of.
+pub fn is_idle(name: &str) -> bool {
+    IDLE.contains(&name) || IDLE_FAMILIES.iter().any(|family| name.starts_with(family))
 }
 
 /// What is in the directories that native libraries come from.
@@ -406,7 +411,7 @@ fn is_library(path: &Path) -> bool {
 }
 
 /// A file of the system's, on this machine: by its stat.
-fn looks(stat: &fs::Metadata) -> String {
+pub fn looks(stat: &fs::Metadata) -> String {
     format!("{} {} {}", stat.size(), modified(stat), changed(stat))
 }
 
@@ -443,7 +448,11 @@ fn for_linkers(
     parts.search_path("LD_LIBRARY_PATH", context);
     linkers(parts, request)?;
     for directory in system_directories() {
-        let value = format!("{} {}", directory.display(), system_libraries(&directory)?);
+        let value = format!(
+            "{} {}",
+            directory.display(),
+            system_libraries(&directory)?.0
+        );
         parts.add("system", value);
     }
     for path in linking::files(&request.link_arguments)? {
@@ -458,34 +467,44 @@ fn for_linkers(
     Ok(())
 }
 
-/// The linker, and what it may start.  One that is a script may start anything.
+/// The linker, and what it may start.
 fn linkers(parts: &mut Parts, request: &Request) -> Result<(), String> {
     let named = request.linker.clone().unwrap_or_else(|| "cc".to_owned());
-    let mut found = vec![(named.as_str(), compiler::all_located(named.as_ref()))];
+    for (name, real) in linker_files(&named)? {
+        let stat = fs::metadata(&real).map_err(|error| error.to_string())?;
+        let what = format!("{name} {} {}", real.display(), looks(&stat));
+        parts.add("linker", what);
+    }
+    Ok(())
+}
+
+/// The linker `named` and all that it may start, by name, as they really lie.  One that is a script
+/// may start anything: then it is an error.
+pub fn linker_files(named: &str) -> Result<Vec<(&str, PathBuf)>, String> {
+    let mut found = vec![(named, compiler::all_located(named.as_ref()))];
     if found[0].1.is_empty() {
         return Err(format!("the linker {named} is not found"));
     }
     let below = |name: &&'static str| (*name, compiler::all_located(name.as_ref()));
     found.extend(LINKERS.iter().map(below));
+    let mut files = Vec::new();
     for (name, paths) in found {
         // All of them: one may be a cache that starts the next.
         for path in paths {
             let real = fs::canonicalize(&path).unwrap_or(path);
-            let stat = fs::metadata(&real).map_err(|error| error.to_string())?;
             let mut first = [0; 2];
             let read = fs::File::open(&real).and_then(|mut file| file.read_exact(&mut first));
             if read.is_ok() && &first == b"#!" {
                 return Err(format!("the linker {} is a script", real.display()));
             }
-            let what = format!("{name} {} {}", real.display(), looks(&stat));
-            parts.add("linker", what);
+            files.push((name, real));
         }
     }
-    Ok(())
+    Ok(files)
 }
 
 /// Where linkers look by themselves, each directory once.
-fn system_directories() -> BTreeSet<PathBuf> {
+pub fn system_directories() -> BTreeSet<PathBuf> {
     let mut directories: Vec<PathBuf> = SYSTEM_LIBRARIES.iter().map(PathBuf::from).collect();
     let of_machines = directories_of(Path::new("/usr/lib"));
     directories.extend(
@@ -504,9 +523,11 @@ fn system_directories() -> BTreeSet<PathBuf> {
 
 /// What is in a directory of the system's, by the stats of its files: they may be overwritten in
 /// place.  Who makes a link in it changes the directory.
-fn system_libraries(directory: &Path) -> Result<String, String> {
+pub fn system_libraries(directory: &Path) -> Result<(String, Nanoseconds), String> {
     let said = |error: std::io::Error| format!("{}: {error}", directory.display());
     let mut found = Vec::new();
+    let stat = fs::metadata(directory).map_err(said)?;
+    let mut newest = modified(&stat);
     for entry in fs::read_dir(directory).map_err(said)?.flatten() {
         let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
         // Of the compiler's own directory, its programs as well.
@@ -514,20 +535,20 @@ fn system_libraries(directory: &Path) -> Result<String, String> {
             continue;
         }
         if let Ok(stat) = entry.metadata() {
+            newest = newest.max(changed(&stat));
             found.push(format!("{} {}", entry.file_name().display(), looks(&stat)));
         }
     }
     found.sort();
-    let stat = fs::metadata(directory).map_err(said)?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(modified(&stat).to_string().as_bytes());
     for line in found {
         hasher.update(b"\n").update(line.as_bytes());
     }
-    Ok(hasher.finalize().to_hex().to_string())
+    Ok((hasher.finalize().to_hex().to_string(), newest))
 }
 
-fn directories_of(path: &Path) -> Vec<PathBuf> {
+pub fn directories_of(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(path) else {
         return Vec::new();
     };
@@ -541,7 +562,7 @@ fn directories_of(path: &Path) -> Vec<PathBuf> {
 }
 
 /// `native` is another processor on another machine, and after a change of a virtual one.
-fn processor() -> Result<String, String> {
+pub fn processor() -> Result<String, String> {
     let text = fs::read_to_string("/proc/cpuinfo").map_err(|error| error.to_string())?;
     let wanted = [
         "vendor_id",
@@ -590,11 +611,9 @@ fn hidden(
         return Ok(());
     }
     for (name, value) in sorted_variables() {
-        let idle = IDLE.contains(&name.as_str())
-            || IDLE_FAMILIES.iter().any(|family| name.starts_with(family));
         if name == "LD_LIBRARY_PATH" {
             parts.search_path(&name, context);
-        } else if !idle {
+        } else if !is_idle(&name) {
             parts.value(&name, &value);
         }
     }

@@ -15,8 +15,10 @@ mod ledger;
 mod linking;
 mod request;
 mod store;
+pub mod surroundings;
 mod tidy;
 mod trees;
+pub mod units;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};

@@ -1,0 +1,159 @@
+"""``cargo cow graft``: units from the warehouse, before Cargo runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cargo_cow.cli import render
+
+if TYPE_CHECKING:
+    from cargo_cow.cargo.workspace import Workspace
+    from cargo_cow.prepare.place import Place
+    from cargo_cow.warehouse.building import Ready
+
+
+@click.command("graft", context_settings={"ignore_unknown_options": True})
+@click.option("--dry-run", is_flag=True, help="Only show what would be put into the target.")
+@click.option("--keep", is_flag=True, help="Keep what is built here, as every build does after it.")
+# How a build hands its work over.
+@click.option("--since", type=int, default=None, hidden=True)
+@click.option("--target-dir", default=None, hidden=True)
+@render.manifest_option
+@render.format_option
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[CARGO-COMMAND]...")
+def command(
+    *,
+    dry_run: bool,
+    keep: bool,
+    since: int | None,
+    target_dir: str | None,
+    manifest_path: str | None,
+    style: str,
+    words: tuple[str, ...],
+) -> int:
+    """Put the units that a Cargo command will ask for into the target, from the warehouse.
+
+    CARGO-COMMAND is what you are about to run, without `cargo` (default: build); Cargo itself is
+    asked which units that needs.  Compiled units come with what their build scripts printed and
+    made; no compiler runs, and no process for each.  What Cargo then finds changed it builds.
+    `cargo cow build` and the like do this by themselves.
+
+    \b
+    Examples:
+      cargo cow graft                       for cargo build
+      cargo cow graft --dry-run             what is there, and why the rest is not
+      cargo cow graft test --workspace
+      cargo cow graft --keep                keep what is built here now
+    """
+    from cargo_cow.cargo.workspace import load
+    from cargo_cow.errors import UsageError
+    from cargo_cow.prepare.place import place_of
+    from cargo_cow.warehouse import building, surroundings
+
+    cwd = Path.cwd()
+    arguments = list(words) or ["build"]
+    chosen = render.cargo_arguments(manifest_path)
+    if target_dir is not None:
+        chosen = [*chosen, "--target-dir", target_dir]
+    workspace = load(cwd, [*chosen, *arguments[1:]])
+    place = place_of(workspace)
+    if surroundings.is_on(cwd) is None:
+        raise UsageError(
+            "the warehouse is switched off here",
+            hint="cargo cow init --warehouse, or CARGO_COW_WAREHOUSE=on",
+        )
+    if keep:
+        return _keep(workspace, place, cwd, [*arguments, *chosen], since, style)
+    ready = building.before(
+        workspace, place, [*arguments, *chosen], cwd, dry_run=dry_run, say=render.say
+    )
+    if ready is None or ready.asked is None:
+        raise UsageError(
+            f"cargo {' '.join(arguments)} does not say what it would build",
+            hint="name a command that builds, such as build or test; a Cargo.lock is needed",
+        )
+    return _show(ready, style)
+
+
+_NEVER = (1 << 62) - 1
+
+
+def _keep(
+    workspace: Workspace,
+    place: Place,
+    cwd: Path,
+    arguments: list[str],
+    since: int | None,
+    style: str,
+) -> int:
+    from cargo_cow import prepare
+    from cargo_cow.errors import UsageError
+    from cargo_cow.warehouse import planning, surroundings, units
+
+    store = surroundings.store_for(place.build_dir, cwd) if _is_there(place) else None
+    asked = planning.ask(workspace, arguments, cwd, None if store is None else store[0])
+    if asked is None:
+        raise UsageError(
+            "Cargo does not say which compiler it calls",
+            hint="name a command that builds, such as build or test; a Cargo.lock is needed",
+        )
+    if since is not None:
+        # After a build, whose user has gone on to something else.
+        os.nice(5)
+    else:
+        since = _NEVER
+    prepare.capture(workspace)
+    kept = units.keep(place, cwd, rustc=asked.rustc, toolchain=asked.toolchain, since=since)
+    if style == "json":
+        render.print_json(None if kept is None else kept._asdict())
+        return 0
+    if kept is None:
+        render.say("nothing is built here")
+        return 0
+    click.echo(f"{kept.new} of {kept.looked_at} units are new in the warehouse")
+    for key, reason in kept.refused.items():
+        click.echo(f"  {key}: {reason}")
+    return 0
+
+
+def _is_there(place: Place) -> bool:
+    return Path(place.build_dir).is_dir()
+
+
+def _show(ready: Ready, style: str) -> int:
+    plan, done, asked = ready.plan, ready.grafted, ready.asked
+    assert asked is not None
+    if style == "json":
+        render.print_json(
+            {
+                "asked": len(asked.units),
+                "fresh": len(asked.units) if plan is None else plan.fresh,
+                "chosen": [] if plan is None else [entry.key for entry in plan.chosen],
+                "missing": {}
+                if plan is None
+                else {missing.key: missing.reason for missing in plan.missing},
+                "grafted": None
+                if done is None
+                else {**done._asdict(), "keys": sorted(done.keys), "notes": list(done.notes)},
+            }
+        )
+        return 0
+    if plan is None:
+        click.echo(f"all {len(asked.units)} units are there")
+        return 0
+    for missing in plan.missing:
+        click.echo(f"  {missing.key}: {missing.reason}")
+    if done is None:
+        verb = f"{len(plan.chosen)} would be put there"
+    else:
+        verb = (
+            f"{len(done.keys)} were put there ({done.files} files, "
+            f"{render.human_bytes(done.reflinked_bytes)} shared, "
+            f"{render.human_bytes(done.copied_bytes)} copied, {done.seconds:.2f} s)"
+        )
+    click.echo(f"{plan.asked} units asked for: {plan.fresh} are fresh, {verb}")
+    return 0

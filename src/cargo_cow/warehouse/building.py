@@ -1,0 +1,126 @@
+"""The warehouse around one Cargo command: what it has is put there before, what is new is kept
+after.
+
+Nothing here stops a build: what goes wrong is said once, and Cargo does the work.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cargo_cow import prepare
+from cargo_cow.cargo.target import unit_times
+from cargo_cow.cargo.workspace import Workspace
+from cargo_cow.prepare.place import Place
+from cargo_cow.warehouse import grafting, planning, surroundings
+from cargo_cow.warehouse.grafting import Grafted, GraftPlan
+from cargo_cow.warehouse.planning import Asked
+
+
+class Ready(NamedTuple):
+    """What is known of a command once the warehouse has done its part.
+
+    ``asked`` is None where Cargo does not say what it will build.
+
+    ``since`` (ns) is when that began: what Cargo builds is younger.  ``times`` are the units that
+    were there then (see ``unit_times``).
+    """
+
+    asked: Asked | None
+    plan: GraftPlan | None
+    grafted: Grafted | None
+    since: int
+    times: dict[str, int]
+
+
+def before(
+    workspace: Workspace,
+    place: Place,
+    arguments: Sequence[str],
+    cwd: Path,
+    *,
+    dry_run: bool = False,
+    say: Callable[[str], None],
+) -> Ready | None:
+    """Put into the target what ``cargo <arguments>`` will ask for, as far as the warehouse has it.
+
+    None where the warehouse is off.  Raises CowError.
+    """
+    since = time.time_ns()
+    if surroundings.is_on(cwd) is None:
+        return None
+    beside = _existing(Path(place.build_dir))
+    store = surroundings.store_for(str(beside), cwd)
+    if store is None:
+        return None
+    asked = planning.ask(workspace, arguments, cwd, store[0])
+    if asked is None:
+        return Ready(None, None, None, since, unit_times(place.build_dir))
+    found = prepare.look(workspace, place)
+    judged = None if found is None else found.plan
+    if grafting.is_complete(place, asked) and (found is None or not found.missing):
+        return Ready(asked, None, None, since, unit_times(place.build_dir))
+    profiles = {key.rpartition("/")[0] for key, _ in asked.units}
+    around = surroundings.around(str(beside), cwd, asked.rustc, asked.toolchain, profiles)
+    if around is None:
+        return None
+    wanted = grafting.plan(place, asked, around, judged)
+    if dry_run or not wanted.chosen:
+        return Ready(asked, wanted, None, since, unit_times(place.build_dir))
+    prepare.begin(place)
+    done = grafting.act(place, wanted, say=say)
+    if done.notes:
+        # What was damaged is gone from the store now; others may do in its stead.
+        found = prepare.look(workspace, place)
+        again = grafting.plan(place, asked, around, None if found is None else found.plan)
+        if again.chosen:
+            more = grafting.act(place, again, say=say)
+            done = more._replace(keys=done.keys | more.keys, notes=done.notes + more.notes)
+    _bring_probes(store[0], Path(place.build_dir))
+    return Ready(asked, wanted, done, since, unit_times(place.build_dir))
+
+
+def _existing(path: Path) -> Path:
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _bring_probes(store: Path, target: Path) -> None:
+    """What Cargo learned of the compiler while it planned; it judges itself whether that holds."""
+    probes = store / planning.PROBES
+    if probes.is_file() and not (target / ".rustc_info.json").exists():
+        try:
+            shutil.copyfile(probes, target / ".rustc_info.json")
+        except OSError:
+            return
+
+
+KEEPING = "CARGO_COW_KEEP"
+"""``wait``: a command ends when what it built is kept, for machines that end with it."""
+
+
+def after(ready: Ready, workspace: Workspace, arguments: Sequence[str]) -> None:
+    """Keep what was built, in a process of its own that ends with it; a build waits for nothing."""
+    words = [sys.executable, "-m", "cargo_cow", "graft", "--keep"]
+    words += ["--since", str(ready.since), "--target-dir", str(workspace.build_dir)]
+    words += ["--", *arguments]
+    try:
+        keeping = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError:
+        return
+    if os.environ.get(KEEPING) == "wait":
+        keeping.wait()

@@ -1,0 +1,268 @@
+"""Which units a Cargo command will ask for: learned from Cargo itself.
+
+Cargo plans all units before it runs the first one, and writes their names to its log
+(``fingerprint at: …``, ``core/compiler/fingerprint/mod.rs::prepare_target``).  So the very command
+is run once more, in an empty target directory and with a compiler that answers questions and
+ends Cargo at the first compile (``native/src/shim/planning.rs``).  That takes about what a build
+with nothing to do takes, and the answer is kept in the store for as long as no manifest, lock file,
+configuration, argument or variable changes.  A wrong answer costs compiles and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cargo_cow import native
+from cargo_cow.cargo import configuration
+from cargo_cow.cargo.target import Layout
+from cargo_cow.cargo.workspace import cargo_program
+
+if TYPE_CHECKING:
+    from cargo_cow.cargo.workspace import Workspace
+
+_ROOM = "planning"
+PROBES = f"{_ROOM}/.rustc_info.json"
+"""What Cargo asked the compiler about itself, below the store."""
+_FORMAT = 1
+_MOST = 200
+"""Answers that are kept; each is a few kilobytes."""
+_LONGEST = 120.0
+"""Seconds after which Cargo is no longer waited for (it may be downloading)."""
+
+_LEGACY = re.compile(r"^(?:(.+)/)?\.fingerprint/(.+)-([0-9a-f]{16})/([^/]+)$")
+_NEW = re.compile(r"^(?:(.+)/)?build/(.+)/([0-9a-f]{16})/fingerprint/([^/]+)$")
+_LOGGED = re.compile(r"fingerprint at: (.+)$")
+_SAID = ("Updating", "Downloading", "Downloaded", "Blocking", "Locking", "Adding", "Fetch")
+_VERBS = frozenset("b bench build c check clippy r run rustc t test".split())
+"""Verbs whose units are learned; documentation is never kept."""
+
+
+class Asked(NamedTuple):
+    """What Cargo will ask for: unit keys (as ``Unit.key``) and the stem of each fingerprint.
+
+    ``rustc`` is the compiler that Cargo calls, ``toolchain`` the one that rustup chose for it.
+    """
+
+    layout: Layout
+    units: tuple[tuple[str, str], ...]
+    rustc: str
+    toolchain: str | None
+
+
+def ask(
+    workspace: Workspace, arguments: Sequence[str], cwd: Path, store: Path | None = None
+) -> Asked | None:
+    """What ``cargo <arguments>`` in ``cwd`` would ask for; None where that cannot be learned.
+
+    ``store`` keeps answers.  Nothing is raised: without an answer Cargo goes on as it would have.
+    """
+    words = list(arguments)
+    verb = next((word for word in words if not word.startswith("+")), "")
+    if verb not in _VERBS or not (workspace.root / "Cargo.lock").is_file():
+        return None
+    selection = _selection(workspace, words, cwd)
+    if store is not None:
+        known = _remembered(store, selection)
+        if known is not None:
+            return known
+    try:
+        asked = _planned(words, cwd, store)
+    except OSError:
+        return None
+    if asked is not None and store is not None:
+        _remember(store, selection, asked)
+    return asked
+
+
+def _selection(workspace: Workspace, arguments: list[str], cwd: Path) -> str:
+    """A digest of whatever may change the answer."""
+    from blake3 import blake3
+
+    files = [workspace.root / name for name in ("Cargo.toml", "Cargo.lock")]
+    files += [package.root / "Cargo.toml" for package in workspace.members]
+    # Targets are found by looking into these.
+    files += [
+        package.root / name
+        for package in workspace.members
+        for name in ("", "src", "src/bin", "tests", "examples", "benches", "build.rs")
+    ]
+    files += [Path(outside) / "Cargo.toml" for outside in workspace.outside]
+    files += configuration.files_for(cwd)
+    files += [
+        above / name
+        for above in (workspace.root, *workspace.root.parents)
+        for name in ("rust-toolchain.toml", "rust-toolchain")
+    ]
+    stats: list[object] = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            stats.append(None)
+            continue
+        if file in (workspace.root, *(package.root for package in workspace.members)):
+            # `target` may lie here, which comes and goes.
+            stats.append((file / "build.rs").is_file())
+            continue
+        stats.append([str(file), status.st_ino, status.st_size, status.st_mtime_ns])
+    variables = sorted(
+        (name, value)
+        for name, value in os.environ.items()
+        if (name.startswith(("CARGO", "RUST")) and not name.startswith("CARGO_COW_"))
+        or name == "PATH"
+    )
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    text = json.dumps([_FORMAT, str(cwd), own, stats, variables])
+    return str(blake3(text.encode("utf-8", "surrogateescape")).hexdigest())
+
+
+def _remembered(store: Path, selection: str) -> Asked | None:
+    try:
+        value = json.loads((store / _ROOM / selection[:32]).read_bytes())
+        units = tuple((str(key), str(stem)) for key, stem in value["units"])
+        layout: Layout = "new" if value["layout"] == "new" else "legacy"
+        return Asked(layout, units, str(value["rustc"]), value["toolchain"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(store: Path, selection: str, asked: Asked) -> None:
+    room = store / _ROOM
+    try:
+        room.mkdir(mode=0o700, exist_ok=True)
+        path = room / selection[:32]
+        temporary = room / f".{path.name}.{os.getpid()}"
+        temporary.write_text(json.dumps(asked._asdict()))
+        temporary.replace(path)
+        kept = sorted(room.iterdir(), key=lambda entry: entry.stat().st_mtime)
+        for old in kept[:-_MOST]:
+            old.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def _planned(arguments: list[str], cwd: Path, store: Path | None) -> Asked | None:
+    scratch = Path(os.path.realpath(tempfile.mkdtemp(prefix="cargo-cow-plan-")))
+    probes = None if store is None else store / PROBES
+    try:
+        target = scratch / "target"
+        target.mkdir()
+        notes = scratch / "compilers"
+        if probes is not None and probes.is_file():
+            # What Cargo asked the compiler before; it judges itself whether that still holds.
+            shutil.copyfile(probes, target / ".rustc_info.json")
+        environment = {
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("CARGO_LOG")
+            },
+            "CARGO_TARGET_DIR": str(target),
+            "CARGO_BUILD_BUILD_DIR": str(target),
+            "CARGO_LOG": "cargo::core::compiler::fingerprint=debug",
+            "CARGO_TERM_COLOR": "never",
+            "CARGO_TERM_PROGRESS_WHEN": "never",
+            "CARGO_TERM_QUIET": "false",
+            "RUST_BACKTRACE": "0",
+            "RUST_LIB_BACKTRACE": "0",
+            "RUSTC_WRAPPER": str(native.program()),
+            "CARGO_COW_PLANNING": str(notes),
+        }
+        words = [cargo_program(), *_without_target(arguments)]
+        names = _listen(words, environment, cwd)
+        if probes is not None and (target / ".rustc_info.json").is_file():
+            _keep_probes(target / ".rustc_info.json", probes)
+        return _understood(names, target, notes)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _without_target(arguments: list[str]) -> list[str]:
+    """The arguments without ``--target-dir``, which counts more than a variable, and without what
+    follows ``--``."""
+    found: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            break
+        if argument == "--target-dir":
+            next(rest, None)
+        elif not argument.startswith("--target-dir=") and argument not in ("-q", "--quiet"):
+            found.append(argument)
+    return found
+
+
+def _listen(words: list[str], environment: dict[str, str], cwd: Path) -> list[str]:
+    """Run Cargo to its first compile; the paths of fingerprints that it names.
+
+    What it says of the registry it says once, so people hear it now.
+    """
+    found: list[str] = []
+    with subprocess.Popen(
+        words,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        import threading
+
+        late = threading.Timer(_LONGEST, process.kill)
+        late.daemon = True
+        late.start()
+        try:
+            assert process.stderr is not None
+            for raw in process.stderr:
+                line = os.fsdecode(raw).rstrip("\n")
+                logged = _LOGGED.search(line)
+                if logged is not None:
+                    found.append(logged[1])
+                elif line.lstrip().startswith(_SAID) and line.startswith("  "):
+                    print(line, file=sys.stderr)
+        finally:
+            late.cancel()
+            process.kill()
+    return found
+
+
+def _keep_probes(made: Path, kept: Path) -> None:
+    try:
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary = kept.with_name(f"{kept.name}.{os.getpid()}")
+        shutil.copyfile(made, temporary)
+        temporary.replace(kept)
+    except OSError:
+        return
+
+
+def _understood(names: list[str], target: Path, notes: Path) -> Asked | None:
+    units: dict[str, str] = {}
+    layout: Layout = "legacy"
+    for name in names:
+        if not name.startswith(f"{target}/"):
+            return None  # it plans elsewhere than it was told to
+        inside = name[len(str(target)) + 1 :]
+        legacy, new = _LEGACY.match(inside), _NEW.match(inside)
+        match = legacy or new
+        if match is None:
+            return None
+        if legacy is None:
+            layout = "new"
+        units[f"{match[1]}/{match[2]}-{match[3]}"] = match[4]
+    try:
+        rustc, _, toolchain = notes.read_text().splitlines()[-1].partition("\t")
+    except (OSError, IndexError, ValueError):
+        return None
+    if not units:
+        return None
+    return Asked(layout, tuple(units.items()), rustc, toolchain or None)

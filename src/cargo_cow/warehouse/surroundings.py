@@ -1,0 +1,146 @@
+"""What units depend on beside sources and dependencies, as it is on this machine now.
+
+The native program tells it (``native/src/shim/warehouse/surroundings.rs``); the shim puts the same
+into its keys.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from cargo_cow.cargo import configuration
+
+
+class Surroundings(NamedTuple):
+    """The store that serves a target, and digests of what is around.
+
+    ``copies``: files that cannot be shared may be copied.  ``compilers`` are by triple, the host's
+    is "".  ``linking`` is None where it cannot be told what a linker goes by.  ``changed`` (ns) is
+    when a program or directory that counts was changed last.
+    """
+
+    root: Path
+    copies: bool
+    compilers: dict[str, str]
+    linking: str | None
+    tools: str
+    variables: str
+    processor: str
+    changed: int
+
+
+def is_on(cwd: Path) -> str | None:
+    """What switches the warehouse on in ``cwd`` (``on``, or a path); None where nothing does.
+
+    On the path of every build: no file is parsed that does not name it.
+    """
+    name = configuration.WAREHOUSE_VARIABLE
+    if name not in os.environ:
+        needles = (name.encode(), b"include")
+        for file in configuration.files_for(cwd):
+            try:
+                text = file.read_bytes()
+            except OSError:
+                continue
+            if any(needle in text for needle in needles):
+                break
+        else:
+            return None
+    value = configuration.effective_variable(cwd, name)
+    return None if value in (None, "", "off", "0") else value
+
+
+def store_for(beside: str, cwd: Path) -> tuple[Path, bool] | None:
+    """The store that shares data with the directory ``beside``, and whether it may copy.
+
+    None where the warehouse is off.  Raises FilesystemFailed where no place for it is found.
+    """
+    setting = is_on(cwd)
+    if setting is None:
+        return None
+    from cargo_cow import native
+
+    answer = native.warehouse({"beside": beside}, _environment(cwd, setting, None))
+    return None if answer["root"] is None else (Path(answer["root"]), bool(answer["copies"]))
+
+
+def around(
+    beside: str, cwd: Path, rustc: str, toolchain: str | None, profiles: Iterable[str]
+) -> Surroundings | None:
+    """What is around the target in ``beside``, for ``profiles`` (``[<triple>/]<profile>``).
+
+    None where the warehouse is off.  Raises CowError.
+    """
+    setting = is_on(cwd)
+    if setting is None:
+        return None
+    from cargo_cow import native
+    from cargo_cow.prepare.contents import digest_of
+
+    triples = sorted({name.rpartition("/")[0] for name in profiles} - {""})
+    answer = native.warehouse(
+        {"beside": beside, "rustc": rustc, "targets": triples, "linkers": _linkers(cwd)},
+        _environment(cwd, setting, toolchain),
+    )
+    if answer["root"] is None:
+        return None
+    return Surroundings(
+        Path(answer["root"]),
+        bool(answer["copies"]),
+        dict(answer["compilers"]),
+        answer["linking"],
+        digest_of(f"{answer['tools']} {_set_for_all(cwd)}".encode()),
+        digest_of(f"{answer['variables']} {_set_for_all(cwd)}".encode()),
+        str(answer["processor"]),
+        int(answer["changed"]),
+    )
+
+
+def _environment(cwd: Path, setting: str, toolchain: str | None) -> dict[str, str]:
+    linker = configuration.effective_variable(cwd, configuration.LINKER_VARIABLE)
+    return {
+        **os.environ,
+        configuration.WAREHOUSE_VARIABLE: setting,
+        **({} if toolchain is None else {"RUSTUP_TOOLCHAIN": toolchain}),
+        **({} if linker is None else {configuration.LINKER_VARIABLE: linker}),
+    }
+
+
+def _values(cwd: Path) -> Iterable[dict[str, object]]:
+    for file in configuration.files_for(cwd):
+        for _, values in configuration.with_includes(file):
+            yield values
+
+
+def _linkers(cwd: Path) -> list[str]:
+    """All linkers that variables and configuration files name, for whatever target."""
+    found = {
+        value
+        for name, value in os.environ.items()
+        if name.startswith("CARGO_TARGET_") and name.endswith("_LINKER")
+    }
+    for values in _values(cwd):
+        targets = values.get("target")
+        for target in targets.values() if isinstance(targets, dict) else ():
+            linker = target.get("linker") if isinstance(target, dict) else None
+            if isinstance(linker, str):
+                found.add(linker)
+    return sorted(found)
+
+
+def _set_for_all(cwd: Path) -> str:
+    """What ``[env]`` of the configuration files sets for scripts and compilers, but our own."""
+    found = []
+    for values in _values(cwd):
+        environment = values.get("env")
+        if isinstance(environment, dict):
+            own = {
+                name: value
+                for name, value in environment.items()
+                if not name.startswith("CARGO_COW_")
+            }
+            found.append(repr(sorted(own.items())))
+    return "".join(found)

@@ -1,0 +1,368 @@
+"""Grafting before Cargo: what comes back is what a build would give, and Cargo calls it fresh."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.projects import Build, _environment, cargo, cow, git, settle, write
+
+from .conftest import DEPENDENCIES, FILES, PACKAGE, Place, told, user
+
+# As FILES, with a script that has something to say and runs only when it changed.
+QUIET = FILES | {
+    "app/build.rs": """
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-env-changed=MARKED");
+    println!("cargo:rustc-env=MARK={}", std::env::var("MARKED").unwrap_or("m".into()));
+}
+""",
+}
+
+
+def build(place: Place, project: Path, *words: str, **extra: str) -> Build:
+    """``cargo cow WORDS -v`` (``build``) without the shim, all of it kept when it ends."""
+    settle()
+    verb, *rest = words or ("build",)
+    environment = {"CARGO_COW_WAREHOUSE": str(place.store), "CARGO_COW_KEEP": "wait", **extra}
+    built = cow(project, place.scratch, verb, "-v", *rest, **environment)
+    assert built.status == 0, built.output
+    return built
+
+
+def graft(place: Place, project: Path, *words: str, **extra: str) -> dict[str, Any]:
+    """``cargo cow graft --format json``."""
+    settle()
+    done = subprocess.run(
+        [sys.executable, "-m", "cargo_cow", "graft", "--format", "json", *words],
+        cwd=project,
+        env={**_environment(place.scratch), "CARGO_COW_WAREHOUSE": str(place.store), **extra},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    value: dict[str, Any] = json.loads(done.stdout)
+    return value
+
+
+def locked(project: Path) -> Path:
+    """The project with its lock file, as published programs have it."""
+    subprocess.run(["cargo", "generate-lockfile", "-q"], cwd=project, check=True)
+    git(project, "add", "Cargo.lock")
+    git(project, "commit", "-q", "-m", "lock")
+    return project
+
+
+def clean(project: Path) -> None:
+    shutil.rmtree(project / "target")
+
+
+def names(keys: list[str]) -> list[str]:
+    """Packages of unit keys, each once for every unit."""
+    return sorted(key.rpartition("/")[2].rpartition("-")[0] for key in keys)
+
+
+# --- what comes back --------------------------------------------------------------------------
+
+
+def test_a_removed_target_is_there_before_cargo(place: Place) -> None:
+    project = place.project("main", QUIET)
+    first = build(place, project)
+    assert (first.rustc, first.scripts) == (["app", "build_script_build", "util"], 1)
+    clean(project)
+    again = build(place, project)
+    assert (again.rustc, again.scripts) == ([], 0), again.output
+    assert "4 units came from the warehouse" in again.output
+    assert told(project) == "u1 m"
+    # Plain Cargo agrees, and an edit is seen.
+    assert cargo(project, place.scratch, "build").rustc == []
+    write(project, {"util/src/inner.rs": 'pub const MARK: &str = "u2";\n'})
+    assert build(place, project).rustc == ["app", "util"]
+    assert told(project) == "u2 m"
+
+
+def test_another_project_with_the_same_dependencies(place: Place, dependencies: Path) -> None:
+    one = locked(place.project("one", user("one", dependencies)))
+    two = locked(place.project("two", user("two", dependencies)))
+    build(place, one)
+    asked = graft(place, two, "--dry-run")
+    assert not (two / "target").exists()
+    assert "gen" in names(asked["chosen"])
+    built = build(place, two)
+    # What bakes where it was made is made anew, and what is above it; no script runs for the rest.
+    assert built.rustc == ["baked", "two"], built.output
+    assert built.scripts == 0
+    for project in (one, two):
+        shown, where = told(project, project.name).split()
+        assert shown == "<7>"
+        assert where.startswith(f"{project}/target/debug/build/baked-")
+        assert Path(where).is_dir()
+    assert build(place, two).rustc == []
+    assert cargo(two, place.scratch, "build").rustc == []
+
+
+def test_only_what_is_asked_for(place: Place) -> None:
+    project = place.project("main", QUIET)
+    build(place, project)
+    build(place, project, "test", "--no-run")
+    clean(project)
+    asked = graft(place, project, "build", "-p", "util")
+    assert names(asked["chosen"]) == ["util"]
+    assert asked["missing"] == {}
+    built = build(place, project, "test", "--no-run")
+    assert (built.rustc, built.scripts) == ([], 0), built.output
+
+
+def test_a_checkout_elsewhere(place: Place) -> None:
+    """A fresh clone is another project to git, with the same files."""
+    project = locked(place.project("main", QUIET))
+    build(place, project)
+    clone = place.root / "clone"
+    subprocess.run(["git", "clone", "-q", project, clone], check=True)
+    built = build(place, clone)
+    assert (built.rustc, built.scripts) == ([], 0), built.output
+    assert told(clone) == "u1 m"
+    write(clone, {"app/src/main.rs": 'fn main() { println!("{}", util::util()); }\n'})
+    assert build(place, clone).rustc == ["app"]
+    assert told(clone) == "u1"
+    assert told(project) == "u1 m"
+
+
+def test_what_is_there_already_stays(place: Place) -> None:
+    project = place.project("main", QUIET)
+    build(place, project)
+    build(place, project, "build", "--release")
+    shutil.rmtree(project / "target/release")
+    before = (project / "target/debug/app").stat().st_ino
+    assert build(place, project, "build", "--release").rustc == []
+    assert (project / "target/debug/app").stat().st_ino == before
+    assert build(place, project).rustc == []
+
+
+# --- what must not come back ------------------------------------------------------------------
+
+
+def test_what_changed_is_built(place: Place) -> None:
+    project = place.project("main", QUIET)
+    build(place, project)
+    clean(project)
+    write(project, {"util/src/inner.rs": 'pub const MARK: &str = "u2";\n'})
+    asked = graft(place, project, "--dry-run")
+    assert names(asked["chosen"]) == ["app", "app"]  # the script and its run
+    assert build(place, project).rustc == ["app", "util"]
+    assert told(project) == "u2 m"
+    # Both are kept, and each comes back to its own.
+    for mark in ("u1", "u2", "u1"):
+        clean(project)
+        write(project, {"util/src/inner.rs": f'pub const MARK: &str = "{mark}";\n'})
+        assert build(place, project).rustc == []
+        assert told(project) == f"{mark} m"
+
+
+def test_a_variable_that_the_script_declares(place: Place) -> None:
+    project = place.project("main", QUIET)
+    build(place, project)
+    for value in ("x", "y"):
+        clean(project)
+        built = build(place, project, MARKED=value)
+        assert (built.rustc, built.scripts) == (["app"], 1)
+        assert told(project) == f"u1 {value}"
+    clean(project)
+    built = build(place, project, MARKED="x")
+    assert (built.rustc, built.scripts) == ([], 0)
+    assert told(project) == "u1 x"
+
+
+def test_tools_and_variables_that_scripts_go_by(place: Place, dependencies: Path) -> None:
+    one = place.project("one", user("one", dependencies))
+    build(place, one)
+    clean(one)
+    asked = graft(place, one, "--dry-run", CFLAGS="-O3")
+    reasons = " ".join(asked["missing"].values())
+    assert "tools, headers or variables that scripts go by are others" in reasons
+    assert "leaf" in names(asked["chosen"])
+    tools = place.root / "tools"
+    write(tools, {"cmake": "#!/bin/sh\n"})
+    (tools / "cmake").chmod(0o755)
+    asked = graft(place, one, "--dry-run", PATH=f"{tools}:{os.environ['PATH']}")
+    assert "tools, headers" in " ".join(asked["missing"].values())
+
+
+def test_another_linker(place: Place) -> None:
+    project = place.project("main", QUIET)
+    build(place, project)
+    clean(project)
+    tools = place.root / "tools"
+    write(tools, {"cc": '#!/bin/sh\nexec /usr/bin/cc "$@"\n'})
+    (tools / "cc").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    asked = graft(place, project, "--dry-run", PATH=path)
+    assert names(asked["chosen"]) == ["util"]
+    assert "the linker or a system library is another one" in asked["missing"].values()
+
+
+def test_a_compiler_that_says_the_same(place: Place, tmp_path: Path) -> None:
+    """In place of rustc something else that prints the same version: nothing is given."""
+    project = place.project("main", QUIET)
+    build(place, project)
+    clean(project)
+    other = tmp_path / "other" / "rustc"
+    write(other.parent, {"rustc": '#!/bin/sh\n# another one\nexec rustc "$@"\n'})
+    other.chmod(0o755)
+    asked = graft(place, project, "--dry-run", RUSTC=str(other))
+    assert asked["chosen"] == []
+    assert set(asked["missing"].values()) == {"the compiler is another one, whatever it says"}
+
+
+def test_what_was_built_before_with_variables_that_nobody_noted(place: Place) -> None:
+    project = place.project("main", QUIET)
+    assert cargo(project, place.scratch, "build").status == 0
+    graft(place, project, "--keep")
+    clean(project)
+    asked = graft(place, project, "--dry-run")
+    # Its script, compiled, and what does not depend on the run of it.
+    assert names(asked["chosen"]) == ["app", "util"]
+
+
+def test_a_macro_that_reads_a_variable(place: Place, dependencies: Path) -> None:
+    """Of a package from elsewhere: nobody observes what its macros read."""
+    files = DEPENDENCIES | {
+        "Cargo.toml": '[workspace]\nmembers = ["*"]\nexclude = ["target"]\nresolver = "2"\n',
+        "mac/Cargo.toml": PACKAGE.format("mac", "[lib]\nproc-macro = true\n"),
+        "mac/src/lib.rs": """
+#[proc_macro]
+pub fn word(_: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    format!("{:?}", std::env::var("WORD").unwrap_or_default()).parse().unwrap()
+}
+""",
+        "uses/Cargo.toml": PACKAGE.format("uses", '[dependencies]\nmac = { path = "../mac" }\n'),
+        "uses/src/lib.rs": "pub const WORD: &str = mac::word!();\n",
+    }
+    source = place.project("more", files)
+    wanted = f'[dependencies]\nuses = {{ git = "file://{source}" }}\n'
+    one = place.project(
+        "one",
+        {
+            "Cargo.toml": PACKAGE.format("one", wanted),
+            "src/main.rs": 'fn main() { println!("{}", uses::WORD); }\n',
+        },
+    )
+    for word in ("a", "b"):
+        shutil.rmtree(one / "target", ignore_errors=True)
+        assert "uses" in build(place, one, WORD=word).rustc
+        assert told(one, "one") == word
+    clean(one)
+    assert "uses" not in build(place, one, WORD="a").rustc
+    assert told(one, "one") == "a"
+
+
+def test_damaged_entries_heal(place: Place) -> None:
+    project = place.project("main", QUIET)
+    build(place, project)
+    for harm in (_flip, _truncate, _forget, _scribble):
+        for entry in place.entries():
+            harm(entry)
+        clean(project)
+        built = build(place, project)
+        assert (built.rustc, built.scripts) == (["app", "build_script_build", "util"], 1), harm
+        assert told(project) == "u1 m"
+        clean(project)
+        assert build(place, project).rustc == [], harm
+
+
+def _flip(entry: Path) -> None:
+    for file in entry.glob("[0-9]*"):
+        data = bytearray(file.read_bytes())
+        if data:
+            data[len(data) // 2] ^= 1
+            file.chmod(0o600)
+            file.write_bytes(data)
+
+
+def _truncate(entry: Path) -> None:
+    for file in entry.glob("[0-9]*"):
+        file.chmod(0o600)
+        os.truncate(file, file.stat().st_size // 2)
+
+
+def _forget(entry: Path) -> None:
+    for file in entry.glob("[0-9]*"):
+        file.unlink()
+
+
+def _scribble(entry: Path) -> None:
+    with (entry / "entry.json").open("r+b") as file:
+        file.seek(20)
+        file.write(b"#")
+
+
+def test_killed_at_any_moment(place: Place) -> None:
+    project = place.project("main", QUIET)
+    build(place, project)
+    clean(project)
+    environment = {
+        **_environment(place.scratch),
+        "CARGO_COW_WAREHOUSE": str(place.store),
+        "CARGO_COW_KEEP": "wait",
+    }
+    words = [sys.executable, "-m", "cargo_cow", "build"]
+    for wait in (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5):
+        shutil.rmtree(project / "target", ignore_errors=True)
+        settle()
+        process = subprocess.Popen(
+            words,
+            cwd=project,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        write(project, {"util/src/inner.rs": f'pub const MARK: &str = "{wait}";\n'})
+        build(place, project)
+        assert told(project) == f"{wait} m"
+        write(project, {"util/src/inner.rs": QUIET["util/src/inner.rs"]})
+        build(place, project)
+        assert told(project) == "u1 m"
+        assert not list((project / "target/.cargo-cow").glob(".graft*"))
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+
+def test_switched_off_it_says_so(place: Place) -> None:
+    project = place.project("main", QUIET)
+    done = cow(project, place.scratch, "graft", CARGO_COW_WAREHOUSE="off")
+    assert done.status == 2
+    assert "cargo cow init --warehouse" in done.output
+
+
+def test_a_command_that_builds_nothing(place: Place) -> None:
+    project = place.project("main", QUIET)
+    done = cow(project, place.scratch, "graft", "tree", CARGO_COW_WAREHOUSE=str(place.store))
+    assert done.status == 2
+    assert "name a command that builds" in done.output
+
+
+@pytest.mark.parametrize("words", [("build", "--features", "none-such"), ("build", "-p", "no")])
+def test_a_command_that_fails_fails_as_ever(place: Place, words: tuple[str, ...]) -> None:
+    project = place.project("main", QUIET)
+    build(place, project)
+    clean(project)
+    plain = cargo(project, place.scratch, *words)
+    ours = cow(project, place.scratch, *words, CARGO_COW_WAREHOUSE=str(place.store))
+    assert plain.status == ours.status == 101
+    assert ours.output.splitlines()[-1] == plain.output.splitlines()[-1]
