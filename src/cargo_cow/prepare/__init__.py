@@ -31,6 +31,7 @@ from cargo_cow.prepare.proof import Plan
 from cargo_cow.prepare.record import Record
 from cargo_cow.prepare.sources import Source
 from cargo_cow.prepare.stamp import Applied
+from cargo_cow.telling import silent
 
 if TYPE_CHECKING:
     # Loaded where something has to be built again: a build with nothing to do pays for none of it.
@@ -79,33 +80,18 @@ class Look(NamedTuple):
     seconds: dict[str, float]
 
 
-def _silent(_: str) -> None:
-    return
+def prepare(workspace: Workspace, *, donor: Path | None = None, dry_run: bool = False) -> Report:
+    """Make the workspace's target as fresh as can be proved from what other checkouts have.
 
-
-def prepare(
-    workspace: Workspace,
-    *,
-    donor: Path | None = None,
-    dry_run: bool = False,
-    wait: bool = True,
-    say: Callable[[str], None] = _silent,
-    allow_copy: bool = True,
-) -> Report:
-    """Make the workspace's target as fresh as can be proved.
-
+    With states, and with all that a caller may want of it, `snapshots.switching.switched`.
     ``donor`` names the checkout to clone from when the target is missing (default: the nearest).
-    ``wait``: for a build that runs in the target; else Locked is raised.
-    ``say`` gets lines for people.  Raises CowError; whatever is raised, the target is the old one
-    or the new one, whole.
+    Raises CowError; whatever is raised, the target is the old one or the new one, whole.
     """
     place = place_of(workspace)
-    found = look(workspace, place, wait=wait or dry_run)
+    found = look(workspace, place)
     if found is None:
-        return bring(place, donor=donor, dry_run=dry_run, say=say, allow_copy=allow_copy)
-    if donor is not None:
-        say(f"{place.build_dir} is there already: the donor is not used")
-    return settle(found, dry_run=dry_run, wait=wait, say=say)
+        return bring(place, donor=donor, dry_run=dry_run)
+    return settle(found, dry_run=dry_run)
 
 
 def look(workspace: Workspace, place: Place, *, wait: bool = True) -> Look | None:
@@ -166,7 +152,7 @@ def settle(
     grafts: GraftPlan | None = None,
     dry_run: bool = False,
     wait: bool = True,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
 ) -> Report:
     """Do what `look` found to a target in place, and what `grafts_for` planned.
 
@@ -260,7 +246,7 @@ def bring(
     donor: Path | None = None,
     states: Sequence[Source] = (),
     dry_run: bool = False,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
     allow_copy: bool = True,
 ) -> Report:
     """Make the target that is missing: a clone of the nearest donor, proven for the place.

@@ -18,6 +18,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from cargo_cow.telling import silent
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -79,10 +81,6 @@ def __getattr__(name: str) -> object:
             globals()[name] = value
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _silent(_: str) -> None:
-    return
 
 
 def _workspace(directory: Path | None) -> Workspace:
@@ -155,7 +153,7 @@ def activate_cache(
     directory: Path | None = None,
     *,
     wait: bool = True,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
 ) -> Activated:
     """Make the state of that name or id the live target, proven for what is checked out.
 
@@ -188,7 +186,7 @@ def prune_snapshots(
     directory: Path | None = None,
     *,
     dry_run: bool = False,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
 ) -> tuple[Plan, Pruned | None]:
     """Plan what ``policy`` lets go, and (unless ``dry_run``) remove it."""
     from cargo_cow.snapshots import pruning
@@ -203,7 +201,7 @@ def delete_snapshots(
     directory: Path | None = None,
     *,
     force: bool = False,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
 ) -> Pruned:
     """Delete states by name or id, usable or not; the baseline only with ``force``.
 

@@ -34,15 +34,12 @@ from cargo_cow.snapshots import store as storing
 from cargo_cow.snapshots import taking
 from cargo_cow.snapshots.state import State, Units
 from cargo_cow.snapshots.store import Project
+from cargo_cow.telling import silent
 
 _NEIGHBOURS = 2
 """Checkouts whose targets are looked through: each costs a listing of all its units."""
 _FOR_A_CLONE = 4
 """States that may fill up a clone of the nearest one."""
-
-
-def _silent(_: str) -> None:
-    return
 
 
 def switched(
@@ -51,7 +48,7 @@ def switched(
     donor: Path | None = None,
     dry_run: bool = False,
     wait: bool = True,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
     allow_copy: bool = True,
     again: bool = True,
     eager: bool = False,

@@ -34,6 +34,7 @@ from cargo_cow.snapshots import state as states
 from cargo_cow.snapshots import store as storing
 from cargo_cow.snapshots.state import Origin, State, Units
 from cargo_cow.snapshots.store import Project
+from cargo_cow.telling import silent
 
 _ORDINARY = frozenset(
     {"CACHEDIR.TAG", ".rustc_info.json", ".future-incompat-report.json", ".cargo-cow"}
@@ -50,17 +51,13 @@ class Taken(NamedTuple):
     notes: tuple[str, ...]
 
 
-def _silent(_: str) -> None:
-    return
-
-
 def create(
     workspace: Workspace,
     name: str | None = None,
     *,
     allow_copy: bool = False,
     wait: bool = True,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
 ) -> Taken:
     """Keep what is built in the workspace's target now as a state.
 
@@ -107,7 +104,7 @@ def take(
     allow_copy: bool,
     wait: bool = True,
     locked: bool = False,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
     told: _Git | None = None,
     differs: bool = False,
 ) -> Taken:
