@@ -504,3 +504,24 @@ def test_a_call_in_the_users_stead_keeps_their_environment(
     assert git.environment()["LC_ALL"] == "C"
     assert git.run_visibly(["branch", "topic"], main) == 0
     assert git.run_visibly(["branch", "topic"], main) == 128
+
+
+def test_what_git_ignores(tmp_path: Path) -> None:
+    """Tracked files are never ignored, whatever a pattern says; missing ones are by their names."""
+    root = tmp_path / "project"
+    root.mkdir()
+    sh(root, "init", "-q")
+    (root / ".gitignore").write_text("*.gen\nodd \xe4\n")
+    for name in ("kept.gen", "new.rs", "made.gen", "odd \xe4"):
+        (root / name).write_text("x")
+    sh(root, "add", "-f", "kept.gen")
+    names = ["kept.gen", "new.rs", "made.gen", "gone.gen", "gone.rs", "odd \xe4"]
+    paths = [str(root / name) for name in names]
+    found = git.ignored(root, paths)
+    assert found == {str(root / name) for name in ("made.gen", "gone.gen", "odd \xe4")}
+    assert git.ignored(root, paths[1:2]) == set()
+    with pytest.raises(GitFailed):
+        git.ignored(root, ["/elsewhere/file"])
+    (root / "line\nbreak.gen").write_text("x")
+    with pytest.raises(GitFailed):  # it is quoted: what git says is not what was asked
+        git.ignored(root, [str(root / "line\nbreak.gen")])

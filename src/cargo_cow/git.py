@@ -111,25 +111,49 @@ def available() -> bool:
     return False
 
 
+class Asked:
+    """Git plumbing that runs while we do something else.
+
+    Not a thread for each: their turns at Python cost more than git does.
+    """
+
+    def __init__(self, args: Sequence[str | os.PathLike[str]], cwd: Path) -> None:
+        """Start it.  Raises GitFailed when git itself cannot be started."""
+        import subprocess
+
+        try:
+            self._process = subprocess.Popen(
+                ["git", *args],
+                cwd=cwd,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        except OSError as error:
+            raise _cannot_start(error, cwd) from error
+
+    def answer(self) -> Answer:
+        """Wait for what it says, whatever the status.  To be called once."""
+        try:
+            output, error = self._process.communicate()
+        except BaseException:
+            self.forget()
+            raise
+        return Answer(self._process.returncode, output, error.decode("utf-8", "replace").strip())
+
+    def forget(self) -> None:
+        """End it: nobody wants the answer any more."""
+        self._process.kill()
+        self._process.communicate()
+
+
 def call(args: Sequence[str | os.PathLike[str]], cwd: Path) -> Answer:
     """Run git plumbing in ``cwd`` and return what came, whatever the status.
 
     Raises GitFailed when git itself cannot be started.
     """
-    import subprocess
-
-    try:
-        done = subprocess.run(
-            ["git", *args],
-            cwd=cwd,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-    except OSError as error:
-        raise _cannot_start(error, cwd) from error
-    return Answer(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace").strip())
+    return Asked(args, cwd).answer()
 
 
 def run(args: Sequence[str | os.PathLike[str]], cwd: Path, *, check: bool = True) -> bytes:
@@ -604,13 +628,21 @@ def tree_id(checkout_root: Path, commit: str = "HEAD") -> str | None:
 
     Raises GitFailed outside git.
     """
-    answer = call(
-        ["rev-parse", "--verify", "--quiet", "--end-of-options", commit + "^{tree}"], checkout_root
-    )
+    return tree_told(tree_asked(checkout_root, commit).answer())
+
+
+def tree_asked(checkout_root: Path, commit: str = "HEAD") -> Asked:
+    """The question of `tree_id`, for `tree_told`."""
+    name = f"{commit}^{{tree}}"
+    return Asked(["rev-parse", "--verify", "--quiet", "--end-of-options", name], checkout_root)
+
+
+def tree_told(answer: Answer) -> str | None:
+    """What `tree_id` returns, and raises."""
     if answer.status == 0:
         return _line(answer.output)
     if answer.error:
-        raise _failed(["rev-parse", commit], answer)
+        raise _failed(["rev-parse"], answer)
     return None
 
 
@@ -701,31 +733,38 @@ def package_names(root: Path, subdirectory: Path = Path()) -> list[str]:
     return result
 
 
+def ignored(root: Path, paths: Sequence[str]) -> set[str]:
+    """Those of ``paths`` (absolute) that git ignores in the checkout at ``root``: neither tracked
+    nor to be added.
+
+    Raises GitFailed where git has no answer for one of them.
+    """
+    answer = call(["-c", "core.quotePath=false", "check-ignore", "--", *paths], root)
+    if answer.status == 1:
+        return set()
+    found = set(os.fsdecode(answer.output).splitlines())
+    if answer.status or not found.issubset(paths):  # names with odd letters are quoted all the same
+        raise _failed(["check-ignore"], answer)
+    return found
+
+
+def is_environment_file(name: str) -> bool:
+    """Whether a file is of the ``.env`` kind, which `package_files` lists although git ignores
+    it."""
+    return _environment_kind(os.fsencode(name))
+
+
 def _together(calls: Sequence[Sequence[str]], cwd: Path) -> list[bytes]:
     """As `run`, for several calls at once."""
-    import threading
-
-    outcomes: dict[int, bytes | GitFailed] = {}
-
-    def ask(index: int) -> None:
-        try:
-            outcomes[index] = run(calls[index], cwd)
-        except GitFailed as error:
-            outcomes[index] = error
-
-    others = [threading.Thread(target=ask, args=(index,)) for index in range(1, len(calls))]
-    for thread in others:
-        thread.start()
-    ask(0)
-    for thread in others:
-        thread.join()
-    results = []
-    for index in range(len(calls)):
-        outcome = outcomes[index]
-        if isinstance(outcome, GitFailed):
-            raise outcome
-        results.append(outcome)
-    return results
+    asked: list[Asked] = []
+    try:
+        asked += (Asked(args, cwd) for args in calls)
+    finally:
+        answers = [each.answer() for each in asked]
+    for args, answer in zip(calls, answers, strict=True):
+        if answer.status != 0:
+            raise _failed(args, answer)
+    return [answer.output for answer in answers]
 
 
 def _without_caches(base: bytes, names: list[bytes]) -> Iterator[bytes]:

@@ -106,7 +106,7 @@ def _keep(
         os.nice(5)
     else:
         since = _NEVER
-    prepare.capture(workspace)
+    prepare.capture_of(workspace)
     kept = units.keep(place, cwd, rustc=asked.rustc, toolchain=asked.toolchain, since=since)
     if style == "json":
         render.print_json(None if kept is None else kept._asdict())

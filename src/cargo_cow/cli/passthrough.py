@@ -177,7 +177,7 @@ def remember(workspace: Workspace, place: Place) -> bool:
     from cargo_cow import prepare
 
     try:
-        prepare.capture(workspace)
+        prepare.capture_of(workspace)
     except CowError as error:
         _warn(f"not recorded: {error}", "")
         return False

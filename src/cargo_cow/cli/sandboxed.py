@@ -87,7 +87,7 @@ def _prepare(
         # What was built outside can be recorded only as seen from there.
         from cargo_cow import prepare
 
-        prepare.capture(workspace)
+        prepare.capture_of(workspace)
     if not built and real in dict(view.targets):
         # Over a target that is bound no clone can be put.
         inside = inside._replace(standing=Path(real))

@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cargo_cow.filesystems.clocks import GRANULE_NS, clock, granule
+    from cargo_cow.filesystems.clocks import GRANULE_NS, clock, clock_ahead, granule
     from cargo_cow.filesystems.cloning import (
         CloneReport,
         can_snapshot,
@@ -46,6 +46,7 @@ __all__ = [
     "Usage",
     "can_snapshot",
     "clock",
+    "clock_ahead",
     "clone_parts",
     "clone_target",
     "convert",
@@ -65,7 +66,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "clocks": ("GRANULE_NS", "clock", "granule"),
+    "clocks": ("GRANULE_NS", "clock", "clock_ahead", "granule"),
     "cloning": (
         "CloneReport",
         "can_snapshot",

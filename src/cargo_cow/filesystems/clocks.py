@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from typing import TYPE_CHECKING
 
+from cargo_cow.errors import CowError
 from cargo_cow.filesystems.failures import translated
 
 if TYPE_CHECKING:
@@ -69,3 +71,19 @@ def granule(directory: Path) -> int:
         finally:
             os.close(descriptor)
     return COARSE_GRANULE_NS if kept % 1_000_000_000 == 0 else GRANULE_NS
+
+
+def clock_ahead(directory: Path) -> tuple[int, float]:
+    """A stamp (ns) for what is read later, and when (by the monotonic clock) reading may begin.
+
+    Everything edited after it was read has a later mtime than the stamp, and so has everything that
+    is edited from now on; files that were written just before the call, by the `git switch` whose
+    hook we are, are older.  For who has other work to do before the reading.
+    """
+    try:
+        step = granule(directory)
+        if step <= GRANULE_NS:
+            return clock(directory), time.monotonic() + step / 1e9
+        return clock(directory) - step, 0.0
+    except CowError:
+        return time.time_ns() - GRANULE_NS, 0.0

@@ -15,19 +15,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from cargo_cow.cargo.depinfo import PACKAGE as DEP_PACKAGE
 from cargo_cow.cargo.script import without_out_dirs
 from cargo_cow.cargo.target import Target, Unit, mtime, package_mtime
+from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import UnknownFormat
+from cargo_cow.filesystems.failures import translated
 from cargo_cow.prepare import identity, outputs, record
-from cargo_cow.prepare.contents import MISSING, UNREADABLE, Contents
+from cargo_cow.prepare.contents import MEMO, MISSING, UNREADABLE, Contents, walk_below
 from cargo_cow.prepare.macros import INCBIN, PURE, UNSTATED
 from cargo_cow.prepare.packages import Packages, keep_list
-from cargo_cow.prepare.place import Place, below, is_made_at
+from cargo_cow.prepare.place import Place, below, is_made_at, place_of
 from cargo_cow.prepare.record import (
     ABSOLUTE,
     CHECKOUT,
@@ -41,7 +43,27 @@ from cargo_cow.prepare.record import (
 )
 
 _LEDGER = ".cargo-cow/ledger.json"
-"""Units that need no record, or cannot have one, by the build that was examined."""
+
+
+class Ledger(NamedTuple):
+    """What was found out about units without record: when the build that was examined began (ns),
+    by unit key.
+
+    ``needless`` are those that need no record at the registry paths ``registry``, wherever they
+    are taken: a proof reads nothing of them.
+    """
+
+    units: dict[str, int]
+    needless: frozenset[str] = frozenset()
+    registry: tuple[str, ...] = ()
+
+    def spares(self, unit: Unit, registry: tuple[str, ...]) -> bool:
+        """Whether this very build of ``unit`` is known to need no record."""
+        return (
+            unit.key in self.needless
+            and self.registry == registry
+            and self.units.get(unit.key) == unit.invoked()
+        )
 
 
 class Capture(NamedTuple):
@@ -73,15 +95,18 @@ class Capturer:
 
     def run(self) -> Capture:
         """Record every unit that needs a record and has none."""
-        ledger = _read_ledger(self._target.build_dir)
+        ledger = read_ledger(self._target.build_dir)
+        registry = self._place.registry
         examined: dict[str, int] = {}
+        needless: set[str] = set()
         result = Capture({}, {})
         for unit in self._target.units:
             started = unit.invoked()
             if started is None or unit.is_documentation:
                 continue
-            if ledger.get(unit.key) == started:
+            if ledger.units.get(unit.key) == started and ledger.registry == registry:
                 examined[unit.key] = started
+                needless.update({unit.key} & ledger.needless)
                 continue
             if record.is_kept(unit, started):
                 continue
@@ -99,9 +124,12 @@ class Capturer:
                         continue  # rebuilt while we looked at it
                     result.records[unit.key] = made
                     continue
+                if needs_no_record(unit, registry, scripted=True):
+                    needless.add(unit.key)
             examined[unit.key] = started
-        if examined != ledger:
-            _write_ledger(self._target.build_dir, examined)
+        known = Ledger(examined, frozenset(needless), registry)
+        if known != ledger:
+            _write_ledger(self._target.build_dir, known)
         return result
 
     # -- what a unit is
@@ -551,6 +579,33 @@ class Capturer:
         return found
 
 
+def capture_of(workspace: Workspace) -> Capture:
+    """Record what the units of a target were made from, as far as that can still be known.
+
+    Needs no lock: a unit that is rebuilt meanwhile is recognised by its ``invoked.timestamp``.
+    Records are written beside the fingerprints where that is permitted, and returned in any case.
+    """
+    place = place_of(workspace)
+    with translated("recording", Path(place.build_dir)):
+        return capture_at(Target(place.build_dir), place)
+
+
+def capture_at(target: Target, place: Place) -> Capture:
+    """As `capture_of`, for a target and place that are known already."""
+    contents = Contents(f"{place.build_dir}/{MEMO}")
+    packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
+    result = Capturer(target, place, contents, packages).run()
+    units = {unit.key: unit for unit in target.units}
+    for key, made in result.records.items():
+        try:
+            record.save(units[key], made)
+        except OSError:
+            break  # a read-only donor: the caller has the records
+    contents.save()
+    identity.keep(place)
+    return result
+
+
 # Generated code and what is linked; other files of OUT_DIR count where a unit includes them.
 _GENERATED = (".rs", ".inc", ".in", ".a", ".o", ".so")
 
@@ -619,42 +674,54 @@ def _newest(path: str, time: Callable[[os.stat_result], int]) -> int | None:
     return newest
 
 
-def walk_below(path: str) -> Iterator[str]:
-    """All paths below a directory, in order, through links to directories, each of them once."""
-    seen: set[tuple[int, int]] = set()
+def needs_no_record(unit: Unit, registry: tuple[str, ...], *, scripted: bool) -> bool:
+    """Whether a unit without record is the same wherever it is taken: its package's sources are the
+    registry's, and nothing that a script made is in it.
 
-    def walk(directory: str) -> Iterator[str]:
-        try:
-            status = os.stat(directory)
-            if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in seen:
-                return
-            seen.add((status.st_dev, status.st_ino))
-            names = sorted(os.listdir(directory))
-        except OSError:
-            return
-        for name in names:
-            yield f"{directory}/{name}"
-            yield from walk(f"{directory}/{name}")
+    ``scripted``: a script of its package may have run.  Raises UnknownFormat.
+    """
+    if unit.is_script_run:
+        return False
+    info = unit.dep_info()
+    if info is None:
+        return False
+    for file in info.files:
+        if file.base == DEP_PACKAGE or (
+            file.path.startswith("/") and not file.path.startswith(registry)
+        ):
+            return False
+    if not scripted:
+        return True
+    makefile = unit.makefile()
+    return makefile is not None and all(key != "OUT_DIR" for key, _ in makefile.env)
 
-    return walk(path)
 
-
-def _read_ledger(build_dir: str) -> dict[str, int]:
+def read_ledger(build_dir: str) -> Ledger:
+    """What the last capture left in a target; an empty ledger where nothing can be read."""
     try:
         with open(f"{build_dir}/{_LEDGER}", "rb") as file:
             value = json.loads(file.read())
-        return dict(value["units"]) if value["format"] == record.FORMAT else {}
+        if value["format"] != record.FORMAT:
+            return Ledger({})
+        needless = frozenset(value.get("needless", ()))
+        return Ledger(dict(value["units"]), needless, tuple(value.get("registry", ())))
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return Ledger({})
 
 
-def _write_ledger(build_dir: str, units: dict[str, int]) -> None:
+def _write_ledger(build_dir: str, known: Ledger) -> None:
     path = f"{build_dir}/{_LEDGER}"
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-            json.dump({"format": record.FORMAT, "units": units}, file, separators=(",", ":"))
+            value = {
+                "format": record.FORMAT,
+                "units": known.units,
+                "needless": sorted(known.needless),
+                "registry": known.registry,
+            }
+            json.dump(value, file, separators=(",", ":"))
         os.replace(temporary, path)
     except OSError:
         return

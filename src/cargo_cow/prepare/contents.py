@@ -12,12 +12,18 @@ import json
 import os
 import stat
 import time
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from cargo_cow.filesystems import GRANULE_NS
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _FORMAT = 1
+MEMO = ".cargo-cow/contents.json"
+"""Where a target keeps its memo."""
 _MAPPED = 1 << 20
 """Files above this many bytes are hashed through a mapping, not read into memory."""
 MISSING = "missing"
@@ -163,6 +169,26 @@ class Contents:
         except OSError:
             return
         self._changed = False
+
+
+def walk_below(path: str) -> Iterator[str]:
+    """All paths below a directory, in order, through links to directories, each of them once."""
+    seen: set[tuple[int, int]] = set()
+
+    def walk(directory: str) -> Iterator[str]:
+        try:
+            status = os.stat(directory)
+            if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in seen:
+                return
+            seen.add((status.st_dev, status.st_ino))
+            names = sorted(os.listdir(directory))
+        except OSError:
+            return
+        for name in names:
+            yield f"{directory}/{name}"
+            yield from walk(f"{directory}/{name}")
+
+    return walk(path)
 
 
 def digest_of(data: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -29,6 +29,8 @@ class Packages:
         self._build_dir = build_dir
         self._contents = contents
         self._files: dict[str, list[str]] | None = None
+        self._listed: set[str] = set()
+        self._ignored: dict[str, bool] = {}
 
     def files(self, package_root: str) -> list[str]:
         """Paths relative to ``package_root`` (absolute), sorted."""
@@ -66,6 +68,30 @@ class Packages:
         for files in table.values():
             files.sort()
         return table
+
+    def ignored(self, paths: Sequence[str]) -> str | None:
+        """The first of ``paths`` (absolute, in the checkout) that git ignores; None if there is
+        none.
+
+        Where git has no answer it is the first: nothing says that somebody else keeps the file.
+        What is in the list of files already is not asked for.
+        """
+        if self._files is not None and not self._listed:
+            self._listed = {
+                f"{root}/{name}"
+                for root, names in self._files.items()
+                for name in names
+                if not git.is_environment_file(name)  # listed although ignored
+            }
+        self._ignored.update(dict.fromkeys(self._listed.intersection(paths), False))
+        unknown = [path for path in paths if path not in self._ignored]
+        if unknown:
+            try:
+                found = git.ignored(Path(self._checkout), unknown)
+            except GitFailed:
+                found = set(unknown)
+            self._ignored.update({path: path in found for path in unknown})
+        return next((path for path in paths if self._ignored[path]), None)
 
     def digests(self, package_root: str, macros: Iterable[str] = ()) -> dict[str, str]:
         """Digest of every file that ``macros`` may read for the package, by relative path.

@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-from cargo_cow import git
 from cargo_cow.cargo import depinfo
 from cargo_cow.cargo.script import relocate_out_dirs, relocate_rerun_lines
 from cargo_cow.cargo.target import Target, Unit, incremental_of, mtime, package_mtime
-from cargo_cow.errors import GitFailed, UnknownFormat
+from cargo_cow.errors import UnknownFormat
 from cargo_cow.prepare import record
-from cargo_cow.prepare.capture import mentions, newest_below
+from cargo_cow.prepare.capture import (
+    Ledger,
+    mentions,
+    needs_no_record,
+    newest_below,
+    read_ledger,
+)
 from cargo_cow.prepare.contents import MISSING, Contents, digest_of
 from cargo_cow.prepare.macros import INCBIN
 from cargo_cow.prepare.packages import Packages, first_difference
@@ -181,6 +185,7 @@ class Proof:
         self.order: list[str] = []
         self._mtimes: dict[str, int | None] = {}
         self._overruled: dict[str, bool] = {}
+        self._ledger: Ledger | None = None
         self._scripted = {unit.package for unit in target.units if unit.is_script_run}
 
     def record(self, key: str) -> Record | None:
@@ -289,25 +294,17 @@ class Proof:
 
     def unrecordable(self, unit: Unit) -> Reason | None:
         """Why a unit that comes from elsewhere cannot do without a record; None if it can."""
-        missing = Reason("not-recorded")
-        if unit.is_script_run:
-            return missing
+        registry = self.place.registry
+        if self._ledger is None:
+            self._ledger = read_ledger(self.target.build_dir)
+        if self._ledger.spares(unit, registry):
+            return None
         try:
-            info = unit.dep_info()
+            if needs_no_record(unit, registry, scripted=unit.package in self._scripted):
+                return None
         except UnknownFormat as error:
             return Reason("format", str(error))
-        if info is None:
-            return missing
-        for file in info.files:
-            if file.base == depinfo.PACKAGE or (
-                file.path.startswith("/") and not file.path.startswith(self.place.registry)
-            ):
-                return missing
-        if unit.package in self._scripted:
-            makefile = unit.makefile()
-            if makefile is None or any(key == "OUT_DIR" for key, _ in makefile.env):
-                return missing
-        return None
+        return Reason("not-recorded")
 
     def newer_input(self, unit: Unit) -> str | None:
         """An input that Cargo would call newer than a unit without record; None if there is none.
@@ -575,14 +572,7 @@ class Proof:
                 different.append(path)
         if not different:
             return None
-        try:
-            answer = git.call(["check-ignore", "--", *different], Path(self.place.checkout))
-        except GitFailed:
-            return different[0]  # no git: nothing says that somebody else keeps the file
-        if answer.status == 1:
-            return None
-        ignored = os.fsdecode(answer.output.split(b"\n")[0])  # odd names are quoted
-        return ignored if ignored in different else different[0]
+        return self.packages.ignored(different)
 
     def plan(self) -> Plan:
         for unit in self.target.units:

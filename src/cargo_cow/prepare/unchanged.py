@@ -18,9 +18,7 @@ from pathlib import Path
 from cargo_cow.cargo.target import Target, unit_times
 from cargo_cow.filesystems import GRANULE_NS, clock
 from cargo_cow.prepare import record
-from cargo_cow.prepare.capture import walk_below
-from cargo_cow.prepare.contents import Contents, digest_of
-from cargo_cow.prepare.packages import Packages
+from cargo_cow.prepare.contents import Contents, digest_of, walk_below
 from cargo_cow.prepare.place import Place, below
 from cargo_cow.prepare.record import CHECKOUT, PACKAGE
 
@@ -75,6 +73,8 @@ def note(place: Place) -> None:
 
     Inputs changed within the clock's granule could change again unseen: then there is no note.
     """
+    from cargo_cow.prepare.packages import Packages  # not for who only asks whether it holds
+
     target = Target(place.build_dir)
     packages = Packages(place.checkout, place.workspace, place.build_dir, Contents())
     inputs: dict[str, _Stat] = {}

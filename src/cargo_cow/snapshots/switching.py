@@ -271,6 +271,6 @@ def _neighbours(place: Place) -> list[Source]:
     for donor in donors.find(place).donors[:_NEIGHBOURS]:
         if donor.workspace is not None and os.path.realpath(donor.source.target) != place.build_dir:
             with suppress(CowError):
-                prepare.capture(donor.workspace)
+                prepare.capture_of(donor.workspace)
                 sources.append(donor.source)
     return sources
