@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -154,3 +155,53 @@ def test_a_held_lock_is_refused_or_waited_for(built: Path) -> None:
         assert len(said) == 1
     finally:
         holder.join()
+
+
+def _wait_for(path: str) -> None:
+    with Path(path).open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def test_who_waits_for_a_held_lock_is_seen(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = built / "debug/.cargo-lock"
+    context = multiprocessing.get_context("spawn")
+    waiter = context.Process(target=_wait_for, args=(str(path),))
+    with build_lock(built) as held:
+        assert not held.awaited()
+        with path.open() as _reader:  # has it open, and waits for nothing
+            assert not held.awaited()
+        waiter.start()
+        deadline = time.monotonic() + 30
+        while not held.awaited() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert held.awaited()
+        # Without leases (a filesystem that has none, a file of somebody else) the list tells.
+        monkeypatch.setattr(fcntl, "F_SETLEASE", -1)
+        assert held.awaited()
+    waiter.join(30)
+    assert waiter.exitcode == 0
+    with build_lock(built) as held:
+        assert not held.awaited()
+
+
+def test_who_opens_a_lock_while_it_is_looked_at_gets_it(built: Path) -> None:
+    """A lease that was given back is in nobody's way, and no signal of it ends us."""
+    path = built / "debug/.cargo-lock"
+    opened = 0
+    with build_lock(built) as held:
+        stop = threading.Event()
+
+        def look() -> None:
+            while not stop.is_set():
+                held.awaited()
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        try:
+            for _ in range(200):
+                os.close(os.open(path, os.O_RDWR))
+                opened += 1
+        finally:
+            stop.set()
+            looking.join()
+    assert opened == 200

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -18,20 +19,69 @@ from cargo_cow.errors import Locked
 LOCK_NAMES = (".cargo-lock", ".cargo-build-lock")
 
 
+class Held:
+    """Cargo's lock on a build directory, while it is held."""
+
+    def __init__(self) -> None:
+        self.descriptors: list[int] = []
+
+    def awaited(self) -> bool:
+        """Whether somebody else waits for the lock.
+
+        Who waits has opened the file already, and would get the lock of a directory that has
+        another name by then, were the target exchanged under it.  That nobody else has opened it
+        is told by a lease (microseconds).  Where somebody has, or there are no leases, it is told
+        by ``/proc/locks`` (proc_locks(5)), by inode alone, because the device there is not the one
+        that Btrfs shows for a file: in doubt, yes.  That takes some 10 ms: the kernel stops all
+        locking for a moment (``locks_start``).  False where there is no such list.
+        """
+        if all(map(_is_alone, self.descriptors)):
+            return False
+        inodes = {os.fstat(descriptor).st_ino for descriptor in self.descriptors}
+        try:
+            with open("/proc/locks", encoding="ascii") as file:
+                lines = [line.split() for line in file]
+        except (OSError, ValueError):
+            return False
+        # 3: -> FLOCK ADVISORY WRITE 1234 00:2a:257 0 EOF
+        return any(
+            words[1:3] == ["->", "FLOCK"] and int(words[6].rpartition(":")[2]) in inodes
+            for words in lines
+            if len(words) > 6
+        )
+
+
+def _is_alone(descriptor: int) -> bool:
+    """Whether nobody but us has opened this file, which we may write to.
+
+    The kernel gives a write lease for no other file (``F_SETLEASE`` in fcntl(2)), and to its owner
+    or root alone.  Who opens it meanwhile waits for us to give it back, which we do at once.  We
+    would be told by a signal; SIGURG is one that does nothing to who does not ask for it.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return False
+    with suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
 @contextmanager
 def build_lock(
     build_dir: str | os.PathLike[str],
     *,
     wait: bool = True,
     waiting: Callable[[str], None] | None = None,
-) -> Iterator[None]:
+) -> Iterator[Held]:
     """Hold Cargo's lock on every profile of ``build_dir`` while the body runs.
 
     With ``wait`` false, or when the lock is held and waiting is refused, raises Locked.
     ``waiting`` is called once with the lock's path before the call blocks.  A directory that
     cannot be written (read-only donor) needs no lock: nobody can build in it either.
     """
-    descriptors: list[int] = []
+    held = Held()
     try:
         for directory in profile_directories(os.fspath(build_dir)):
             for name in LOCK_NAMES:
@@ -47,7 +97,7 @@ def build_lock(
                     if error.errno == 30:  # EROFS
                         continue
                     raise
-                descriptors.append(descriptor)
+                held.descriptors.append(descriptor)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -57,34 +107,7 @@ def build_lock(
                         waiting(path)
                         waiting = None
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield held
     finally:
-        for descriptor in descriptors:
+        for descriptor in held.descriptors:
             os.close(descriptor)
-
-
-def awaited(build_dir: str | os.PathLike[str]) -> bool:
-    """Whether somebody waits for a lock of ``build_dir``, which the caller holds.
-
-    Who waits has opened the file already, and would get the lock of a directory that has another
-    name by then, were the target exchanged under it.  Told by ``/proc/locks`` (proc_locks(5)), by
-    inode alone, because the device there is not the one that Btrfs shows for a file: in doubt,
-    yes.  False where there is no such list.  Takes some 10 ms: the kernel stops all
-    locking for a moment (``locks_start``).
-    """
-    inodes = set()
-    for directory in profile_directories(os.fspath(build_dir)):
-        for name in LOCK_NAMES:
-            with suppress(OSError):
-                inodes.add(os.stat(f"{directory}/{name}").st_ino)
-    try:
-        with open("/proc/locks", encoding="ascii") as file:
-            lines = [line.split() for line in file]
-    except (OSError, ValueError):
-        return False
-    # 3: -> FLOCK ADVISORY WRITE 1234 00:2a:257 0 EOF
-    return any(
-        words[1:3] == ["->", "FLOCK"] and int(words[6].rpartition(":")[2]) in inodes
-        for words in lines
-        if len(words) > 6
-    )

@@ -182,11 +182,15 @@ def activate(*, name: str, no_wait: bool, manifest_path: str | None, style: str)
       cargo cow snapshot activate green
       cargo cow snapshot activate --no-wait 20260101
     """
+    from cargo_cow import filesystems
     from cargo_cow.cargo.workspace import load
-    from cargo_cow.snapshots import activation
 
     workspace = load(Path.cwd(), render.cargo_arguments(manifest_path))
-    done = activation.activate(workspace, name, wait=not no_wait, say=render.say)
+    # The rest of the program is loaded while the clock goes on.
+    begun = filesystems.clock_ahead(workspace.build_dir.parent)
+    from cargo_cow.snapshots import activation
+
+    done = activation.activate(workspace, name, wait=not no_wait, say=render.say, begun=begun)
     for note in done.notes:
         render.say(note)
     proven, kept, dropped = (

@@ -39,8 +39,11 @@ def publish(temporary: Path, dest: Path) -> None:
         _sync_parents(dest, temporary)
 
 
-def exchange(one: Path, other: Path) -> None:
+def exchange(one: Path, other: Path, *, durable: bool = True) -> None:
     """Let two existing names change their directories in one step, durably.
+
+    Without ``durable`` a power cut may undo it, with all that was done on the filesystem since:
+    only for one that keeps the order of what it commits.
 
     Raises ``FilesystemFailed`` where the filesystem cannot (renameat2 without RENAME_EXCHANGE)
     or one of them is missing; nothing is changed then.
@@ -59,7 +62,8 @@ def exchange(one: Path, other: Path) -> None:
             ) from error
         for path in (one, other):
             temporaries.hold_again(path)
-        _sync_parents(one, other)
+        if durable:
+            _sync_parents(one, other)
 
 
 def supersede(new: Path, old: Path) -> None:

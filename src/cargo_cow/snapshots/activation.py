@@ -11,32 +11,32 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow import filesystems, prepare
-from cargo_cow.cargo.lock import awaited, build_lock
+from cargo_cow.cargo.lock import build_lock
 from cargo_cow.cargo.target import Target, profile_directories
 from cargo_cow.cargo.toolchain import compiler_of
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, FilesystemFailed
+from cargo_cow.filesystems import btrfs
 from cargo_cow.filesystems.failures import translated
 from cargo_cow.filesystems.mounts import refuse_unusable
 from cargo_cow.filesystems.removal import discard
 from cargo_cow.prepare import identity
-from cargo_cow.prepare.contents import Contents
+from cargo_cow.prepare.contents import MEMO, Contents
 from cargo_cow.prepare.place import Place, place_of
-from cargo_cow.prepare.proof import Plan
 from cargo_cow.snapshots import state as states
 from cargo_cow.snapshots import store as storing
 from cargo_cow.snapshots import taking
-from cargo_cow.snapshots.state import State, Units
+from cargo_cow.snapshots.state import State
 from cargo_cow.snapshots.store import Project
 
-_MEMO = ".cargo-cow/contents.json"
+if TYPE_CHECKING:
+    from cargo_cow.prepare.proof import Plan
 
 
 class Activated(NamedTuple):
@@ -60,10 +60,12 @@ def activate(
     *,
     wait: bool = True,
     say: Callable[[str], None] = lambda _: None,
+    begun: tuple[int, float] | None = None,
 ) -> Activated:
     """Make the state called ``name`` the live target of the workspace.
 
-    ``wait``: for a build that runs in the live target; else Locked is raised.
+    ``wait``: for a build that runs in the live target; else Locked is raised.  ``begun`` is what
+    `filesystems.clock_ahead` gave for the directory around the target, for who has asked before.
 
     Raises NoSuchState, StateDamaged, GitFailed, TargetUnusable (a symlink, a mount), Locked,
     NoSpace, FilesystemFailed.  Whatever is raised, the target is the old one, whole.
@@ -73,6 +75,7 @@ def activate(
     build_dir = Path(place.build_dir)
     if os.path.lexists(build_dir):
         refuse_unusable(build_dir)
+    begun = begun or filesystems.clock_ahead(Path(place.standing or place.build_dir).parent)
     chosen = storing.usable(storing.named(project, build_dir, name)[1])
     seconds: dict[str, float] = {}
     notes: list[str] = []
@@ -85,7 +88,7 @@ def activate(
             # Told now, not after the work of a clone.
             with build_lock(place.build_dir, wait=False):
                 pass
-        contents = Contents(f"{place.build_dir}/{_MEMO}")
+        contents = Contents(f"{place.build_dir}/{MEMO}")
         with translated("activate", chosen.path):
             fitted = prepare.clone_for(
                 place,
@@ -97,12 +100,13 @@ def activate(
                 # Who has a state that is a copy has asked for copies.
                 allow_copy=chosen.method == "copy",
                 taken=chosen.taken,
+                begun=begun,
             )
     notes += fitted.clone.notes
     kept: State | None = None
     try:
         with contextlib.suppress(OSError):  # a shortcut for the next proof only
-            shutil.copyfile(build_dir / _MEMO, fitted.path / _MEMO)
+            (fitted.path / MEMO).write_bytes((build_dir / MEMO).read_bytes())
         kept = _exchange(place, project, fitted.path, chosen, wait, say, seconds, notes)
     except BaseException:
         discard(fitted.path)
@@ -143,17 +147,21 @@ def _exchange(
             time.sleep(0.01)
         with build_lock(
             live, wait=wait, waiting=lambda path: say(f"waiting for Cargo's build lock ({path})")
-        ):
+        ) as lock:
             locked = profile_directories(os.fspath(live))
             kept = _keep(place, project, chosen, say, seconds, notes) or kept
             started = time.monotonic()
-            filesystems.exchange(temporary, live)
+            # Btrfs commits one transaction after the other: what follows, above all the removal of
+            # what was live, is never there without the exchange.  Waiting for that (a whole commit,
+            # 10 to 60 ms) would buy no more than that a power cut cannot undo the command.
+            durable = not btrfs.is_subvolume(live)
+            filesystems.exchange(temporary, live, durable=durable)
             # A profile that was not there when the locks were taken has a lock of its own.
             # Who waits has opened a file of what is live no more: released, the lock is theirs, and
             # who came first builds first.
             more = len(profile_directories(os.fspath(temporary))) != len(locked)
-            if more or (polite and awaited(temporary)):
-                filesystems.exchange(temporary, live)
+            if more or (polite and lock.awaited()):
+                filesystems.exchange(temporary, live, durable=durable)
                 continue
             seconds["exchange"] = time.monotonic() - started
             return kept
@@ -171,14 +179,9 @@ def _keep(
     """Keep what is live, if it holds anything that no state has.  The caller holds its lock."""
     started = time.monotonic()
     live = Path(place.build_dir)
-    known: list[Units] = []
-    for _, entry in storing.everything(project, live):
-        if isinstance(entry, State):
-            units = states.read_units(entry)
-            if units is not None:
-                known.append(units)
+    known = (states.read_units(state) for state in storing.newest_first(project, live))
     try:
-        if not taking.units_of(live).beyond(known):
+        if not taking.units_of(live).beyond(units for units in known if units is not None):
             return None
         prepare.capture_at(Target(place.build_dir), place)
         taken = taking.take(

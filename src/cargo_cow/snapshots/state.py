@@ -17,12 +17,15 @@ import stat
 import time
 import unicodedata
 from pathlib import Path
-from typing import Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from blake3 import blake3
 
 from cargo_cow.errors import StateDamaged, UsageError
 from cargo_cow.filesystems import btrfs, zfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -108,14 +111,17 @@ class Units(NamedTuple):
     made: dict[str, int]
     names: tuple[str, ...]
 
-    def beyond(self, others: list[Units]) -> int:
-        """How many of these builds and names none of ``others`` has."""
-        known: set[tuple[str, int]] = set()
-        names: set[str] = set()
+    def beyond(self, others: Iterable[Units]) -> int:
+        """How many of these builds and names none of ``others`` has; no more of them are asked for
+        than it takes to find all."""
+        made = set(self.made.items())
+        names = set(self.names)
         for other in others:
-            known.update(other.made.items())
-            names.update(other.names)
-        return len(self.made.items() - known) + len(set(self.names) - names)
+            made -= other.made.items()
+            names.difference_update(other.names)
+            if not made and not names:
+                break
+        return len(made) + len(names)
 
 
 def elsewhere(path: Path) -> Path | None:
@@ -176,12 +182,9 @@ def write(directory: Path, state: State, units: Units) -> None:
         # json escapes everything that is not ASCII, lone surrogates (bytes of a path) included.
         file.write(json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n")
         file.flush()
+        # Its name need not be: that is made before the rename that publishes the directory, and
+        # what makes the rename durable makes durable what was done to names before.
         os.fsync(file.fileno())
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(value: dict[str, object]) -> str:

@@ -107,24 +107,32 @@ class Store(NamedTuple):
 
         Raises StoreUnusable for a store that is not ours alone.
         """
+        found = (self.entry(name) for name in self.ids())
+        baseline = self.baseline()
+        return [
+            entry._replace(baseline=entry.id == baseline) if isinstance(entry, State) else entry
+            for entry in found
+            if entry is not None
+        ]
+
+    def ids(self) -> list[str]:
+        """The ids of all that is in the store, oldest first.  Raises StoreUnusable."""
         if not self.exists():
             return []
         check(self.directory)
-        baseline = self.baseline()
-        result: list[State | Damaged] = []
         with translated("list", self.directory):
-            names = sorted(os.listdir(self.directory))  # noqa: PTH208 - names are what we want
-        for name in names:
-            if not states.ID.match(name):
-                continue
-            entry = states.read(self.directory / name)
-            if isinstance(entry, State):
-                # A repository that was moved takes its states along, and its id is another.
-                if self.shared and entry.project != self.project.id:
-                    continue
-                entry = entry._replace(baseline=name == baseline)
-            result.append(entry)
-        return result
+            names = os.listdir(self.directory)  # noqa: PTH208 - names are what we want
+        return sorted(name for name in names if states.ID.match(name))
+
+    def entry(self, identity: str) -> State | Damaged | None:
+        """What is in the store under that id; None for another project's state.
+
+        Whether it is the baseline is not looked up.
+        """
+        entry = states.read(self.directory / identity)
+        # A repository that was moved takes its states along, and its id is another.
+        is_foreign = isinstance(entry, State) and entry.project != self.project.id
+        return None if self.shared and is_foreign else entry
 
     def exists(self) -> bool:
         """Whether anything was ever kept here."""
@@ -182,7 +190,11 @@ class Store(NamedTuple):
             if made.name is not None:
                 refuse_taken(self.found(), made.name)
             path = self.directory / made.id
-            filesystems.publish(temporary, path)
+            with translated("publish", path):
+                # Replaces nothing: nobody else gives names meanwhile, and this one is new.
+                temporary.rename(path)
+                temporaries.release(temporary)
+                _sync(self.directory)
         return made._replace(path=path)
 
     def promote(self, chosen: State) -> State | None:
@@ -534,6 +546,15 @@ def everything(
         (store, entry) for store in stores(project, build_dir, near=near) for entry in store.found()
     ]
     return sorted(result, key=lambda pair: pair[1].id)
+
+
+def newest_first(project: Project, build_dir: Path) -> Iterator[State]:
+    """The usable states of the project, newest first, each read when it is asked for."""
+    there = [(identity, store) for store in stores(project, build_dir) for identity in store.ids()]
+    for identity, store in sorted(there, key=lambda pair: pair[0], reverse=True):
+        entry = store.entry(identity)
+        if isinstance(entry, State):
+            yield entry
 
 
 def named(project: Project, build_dir: Path, wanted: str) -> tuple[Store, State | Damaged]:

@@ -12,10 +12,9 @@ import contextlib
 import errno
 import os
 import re
-import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from cargo_cow.cargo.lock import build_lock
 from cargo_cow.cargo.target import Target, profile_directories
 from cargo_cow.cargo.toolchain import compiler_of
 from cargo_cow.cargo.workspace import Workspace
-from cargo_cow.errors import CowError, FilesystemFailed, TargetUnusable
+from cargo_cow.errors import CowError, FilesystemFailed, Locked, TargetUnusable
 from cargo_cow.filesystems import CloneReport, btrfs, syscalls, temporaries, zfs
 from cargo_cow.filesystems.failures import FORBIDDEN, UNSUPPORTED, translated
 from cargo_cow.filesystems.mounts import mounts_below, refuse_unusable
@@ -74,25 +73,26 @@ def create(
     project = storing.project_of(Path(place.workspace))
     build_dir = Path(place.build_dir)
     _refuse_unbuilt(build_dir)
-    if wanted is not None:
-        found = storing.everything(project, build_dir)
-        storing.refuse_taken([entry for _, entry in found], wanted)
-    noted = unchanged.holds(place)
-    # As long as that holds, the last build is one of what is checked out, whatever git did since.
-    told = _Git(place, current=noted)
-    if not noted:
-        with translated("recording", build_dir):
-            prepare.capture_at(Target(place.build_dir), place)
-    return take(
-        place,
-        project,
-        wanted,
-        origin="created",
-        allow_copy=allow_copy,
-        wait=wait,
-        say=say,
-        told=told,
-    )
+    with _Git(place) as told:
+        if wanted is not None:
+            found = storing.everything(project, build_dir)
+            storing.refuse_taken([entry for _, entry in found], wanted)
+        # As long as that holds, the last build is one of what is checked out, whatever git did
+        # since.
+        told.current = unchanged.holds(place)
+        if not told.current:
+            with translated("recording", build_dir):
+                prepare.capture_at(Target(place.build_dir), place)
+        return _take(
+            place,
+            project,
+            wanted,
+            told,
+            origin="created",
+            allow_copy=allow_copy,
+            wait=wait,
+            say=say,
+        )
 
 
 def take(
@@ -105,18 +105,44 @@ def take(
     wait: bool = True,
     locked: bool = False,
     say: Callable[[str], None] = silent,
-    told: _Git | None = None,
     differs: bool = False,
 ) -> Taken:
     """As `create`, for a target whose records are there.  ``locked``: Cargo's lock is held already.
     ``differs``: the target is known not to be a build of what is checked out.
+    """
+    with _Git(place, differs=differs) as told:
+        return _take(
+            place,
+            project,
+            name,
+            told,
+            origin=origin,
+            allow_copy=allow_copy,
+            wait=wait,
+            locked=locked,
+            say=say,
+        )
+
+
+def _take(
+    place: Place,
+    project: Project,
+    name: str | None,
+    told: _Git,
+    *,
+    origin: Origin,
+    allow_copy: bool,
+    wait: bool = True,
+    locked: bool = False,
+    say: Callable[[str], None] = silent,
+) -> Taken:
+    """As `take`.
 
     The order makes a kill harmless: everything is made under a temporary's name and durable
     before one rename publishes it.
     """
     build_dir = Path(place.build_dir)
     started = time.monotonic()
-    told = told or _Git(place, differs=differs)
     store = storing.store_for(project, build_dir, allow_copy=allow_copy)
     collected = store.collect()
     identity = states.new_id()
@@ -124,13 +150,29 @@ def take(
     try:
         taken = filesystems.clock(store.directory)
         atomic = _is_atomic(build_dir)
-        with (
-            nullcontext()
-            if locked or atomic
-            else build_lock(build_dir, wait=wait, waiting=lambda path: say(_waiting(path)))
-        ):
+        units: Units | None = None
+        with ExitStack() as held:
+            if not locked:
+                try:
+                    held.enter_context(
+                        build_lock(
+                            build_dir,
+                            wait=wait and not atomic,
+                            waiting=lambda path: say(_waiting(path)),
+                        )
+                    )
+                except Locked:
+                    if not atomic:
+                        raise
+                else:
+                    locked = True
+            if locked:
+                # What Cargo cannot change now is in the state as it is here, where it has been
+                # read before: a fresh snapshot is read from the disk.
+                units = units_of(build_dir)
             target, clone = _taken(build_dir, temporary, identity, allow_copy)
-        units = units_of(target)
+        if units is None:
+            units = units_of(target)
         at = told.at(max(units.made.values(), default=0))
         made = State(
             id=identity,
@@ -364,36 +406,43 @@ class _Git:
     """What git says of the checkout, asked while the snapshot is taken: each answer costs
     as much as the snapshot."""
 
-    def __init__(self, place: Place, *, current: bool = False, differs: bool = False) -> None:
+    current = False
+    """Whether the last build is known to be one of what is checked out."""
+
+    def __init__(self, place: Place, *, differs: bool = False) -> None:
         self._place = place
-        self._current = current
         self._differs = differs
         self._checkout = Path(place.checkout)
-        self._clean: bool | None = None
-        self._tree: str | None = None
-        self._threads = [
-            threading.Thread(target=ask, daemon=True) for ask in (self._ask_clean, self._ask_tree)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask_clean(self) -> None:
+        self._asked: list[git.Asked] = []
         with contextlib.suppress(CowError):
-            answer = git.call(["status", "--porcelain", "-z"], self._checkout)
-            self._clean = None if answer.status else not answer.output
+            self._asked.append(git.Asked(["status", "--porcelain", "-z"], self._checkout))
+            if place.head is not None:
+                self._asked.append(git.tree_asked(self._checkout, place.head))
 
-    def _ask_tree(self) -> None:
+    def __enter__(self) -> _Git:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for asked in self._asked:
+            asked.forget()
+        self._asked = []
+
+    def _told(self) -> tuple[bool | None, str | None]:
+        """Whether the checkout is clean, and the tree of its commit; None what git does not say."""
+        answers = [asked.answer() for asked in self._asked]
+        self._asked = []
+        clean = None if not answers or answers[0].status else not answers[0].output
+        tree = None
         with contextlib.suppress(CowError):
-            if self._place.head is not None:
-                self._tree = git.tree_id(self._checkout, self._place.head)
+            tree = None if len(answers) < 2 else git.tree_told(answers[1])
+        return clean, tree
 
     def at(self, newest: int) -> Built:
         """What was checked out when the newest unit was made (ns)."""
-        for thread in self._threads:
-            thread.join()
+        clean, tree = self._told()
         head, branch = self._place.head, self._place.branch
-        if self._current or newest >= self._place.head_changed:
-            return Built(head, branch, self._tree, self._clean)
+        if self.current or newest >= self._place.head_changed:
+            return Built(head, branch, tree, clean)
         commit, named = built_at(
             head,
             branch,
@@ -402,7 +451,7 @@ class _Git:
             differs=self._differs,
         )
         if commit == head:
-            return Built(head, named, self._tree, self._clean)
+            return Built(head, named, tree, clean)
         tree = None
         with contextlib.suppress(CowError):
             tree = None if commit is None else git.tree_id(self._checkout, commit)
