@@ -257,6 +257,9 @@ def _cold_figures(report: Report) -> Iterator[Figure]:
         if ours is None or theirs is None:
             continue
         note = f"limit: {factor} × {whom}"
+        kept = ours.value("kept_seconds")
+        if kept:
+            note += f"; all was kept {seconds(kept)} s later"
         yield Figure(name, ours.seconds, factor * theirs.seconds, "seconds", note)
         used, others = ours.value("cpu_seconds"), theirs.value("cpu_seconds")
         if used is not None and others is not None:
