@@ -25,6 +25,7 @@ _DROPPED_PREFIXES = ("CARGO_", "RUSTC_", "GIT_", "RUST_LOG", "SCCACHE_", "KACHE_
 _KEPT = ("CARGO_HOME", "CARGO_INSTALL_ROOT")
 _KEPT_PREFIXES = ("CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "GIT_SSL_")
 
+_PATIENCE = 120.0  # seconds until what was left running must have ended
 _TAIL_LINES = 25
 _TAIL_WIDTH = 400  # a call of rustc is longer than anything one wants to read
 
@@ -123,18 +124,33 @@ _PR_SET_CHILD_SUBREAPER = 36
 def used(name: str) -> float:
     """Processor seconds of all steps that have ended, with what they left behind called ``name``.
 
-    Only such orphans are taken in: a server that goes on running is no part of the sum.
+    Waits until that has ended, too; raises StepFailed if it does not.  Only such orphans are taken
+    in: a server that goes on running is no part of the sum.
     """
+    until = time.monotonic() + _PATIENCE
+    while orphans := _orphans(name):
+        if time.monotonic() > until:
+            raise StepFailed(f"{name} does not end: process {orphans[0][0]}")
+        for process, ended in orphans:
+            if ended:
+                os.waitpid(process, 0)
+        time.sleep(0.005)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _orphans(name: str) -> list[tuple[int, bool]]:
+    """Our children called ``name``, and whether each has ended (proc_pid_stat(5))."""
+    found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             text = entry.read_text(errors="replace")
-            called = text[text.index("(") + 1 : text.rindex(")")]
             state, parent = text[text.rindex(")") + 2 :].split()[:2]
             # The kernel keeps 15 bytes of a name.
-            if state == "Z" and int(parent) == os.getpid() and called == name[:15]:
-                os.waitpid(int(entry.parent.name), os.WNOHANG)
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+            called = text[text.index("(") + 1 : text.rindex(")")]
+            if int(parent) == os.getpid() and called == name[:15]:
+                found.append((int(entry.parent.name), state == "Z"))
+    return found
 
 
 def _end(child: subprocess.Popen[str]) -> None:
