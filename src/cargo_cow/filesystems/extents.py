@@ -6,8 +6,9 @@ place on disk.  What they cannot say:
 
 * Extents that only files *inside* the tree share (a file reflinked to its neighbour) count as
   shared, though removing the tree would free them.
-* Compressed extents count with their length before compression (the usage is then not exact),
-  and an extent of which only a part is referenced counts with that part.
+* Of compressed extents the place is told, and the length before compression.  Bytes on disk count
+  once, so where such extents follow one another the sum is nearly right (but not exact).  An
+  extent of which only a part is referenced counts with that part.
 * XFS gives the extents of removed files back in the background, so for a moment what a removed
   clone shared still counts as shared.
 * A ZFS dataset has no FIEMAP: what it uses alone is ZFS' own count, a lower bound.
@@ -66,6 +67,11 @@ class Extent(NamedTuple):
         """Whether the data lies in the metadata, where it is never shared by a reflink."""
         return bool(self.flags & _INLINE)
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is compressed already, or has no place of its own on the disk."""
+        return bool(self.flags & (_NOWHERE | _ENCODED))
+
 
 class Usage(NamedTuple):
     """Bytes of a tree's regular files; hard links count once.
@@ -114,6 +120,7 @@ def usage(path: Path) -> Usage:
     with translated("measure", path):
         os.close(os.open(path, os.O_PATH | os.O_DIRECTORY))
         counter.tree(os.fspath(path))
+        counter.exclusive += _covered(counter.packed)
         held = _of_dataset(path, counter.exclusive)
         if held is not None:
             return held._replace(logical_bytes=counter.logical)
@@ -135,6 +142,7 @@ class _Counter:
     def __init__(self) -> None:
         self.logical = self.exclusive = 0
         self.shared: list[tuple[int, int]] = []
+        self.packed: list[tuple[int, int]] = []
         self.exact = True
         self.linked: set[tuple[int, int]] = set()
 
@@ -178,6 +186,8 @@ class _Counter:
                     continue
                 if extent.flags & _SHARED:
                     self.shared.append((extent.physical, extent.physical + extent.length))
+                elif extent.flags & _ENCODED:
+                    self.packed.append((extent.physical, extent.physical + extent.length))
                 else:
                     self.exclusive += extent.length
         except OSError as error:
