@@ -111,10 +111,11 @@ def test_what_is_said_to_come_back_does(
 # -- settings
 
 
-def test_settings_are_gits(tiny: Path, tmp_path: Path) -> None:
+def test_settings_are_gits(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert housekeeping.settings(tiny) == (
         Policy(keep_last=10, min_free=Mark(percent=5.0)),
         True,
+        False,  # for tests; see below
     )
     for name, value in (
         ("keepNewerThan", "2w"),
@@ -138,7 +139,10 @@ def test_settings_are_gits(tiny: Path, tmp_path: Path) -> None:
             min_free=Mark(1_610_612_736),
         ),
         False,
+        False,
     )
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "0")
+    assert housekeeping.settings(tiny).compact
     snapshots.create_state(None, tiny)
     plan = cow(tiny, tmp_path, "snapshot", "prune")
     assert "no rule takes it" in plan.output or "young enough" in plan.output

@@ -65,6 +65,10 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     kept["GIT_CONFIG_GLOBAL"] = os.devnull
     kept["GIT_CONFIG_NOSYSTEM"] = "1"
     kept["GIT_TERMINAL_PROMPT"] = "0"
+    # A compaction in the background would meet the measurements after it by chance.
+    kept["GIT_CONFIG_COUNT"] = "1"
+    kept["GIT_CONFIG_KEY_0"] = "cargo-cow.compact"
+    kept["GIT_CONFIG_VALUE_0"] = "false"
     kept["LC_ALL"] = "C.UTF-8"
     kept.update(extra or {})
     return kept

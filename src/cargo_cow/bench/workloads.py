@@ -157,7 +157,8 @@ def _switching(bench: Bench, tool: str, here: str, other: str) -> Path:
 
 
 def twenty_states(bench: Bench, tool: str, run: int) -> steps.Sample:
-    """Twenty commits, each built and kept as a state: what the filesystem then holds more.
+    """Twenty commits, each built and kept as a state: what the filesystem then holds more, before
+    and after the compaction that else happens by itself.
 
     Seconds are the median of ``snapshot create``, Python's start included.
     """
@@ -174,8 +175,12 @@ def twenty_states(bench: Bench, tool: str, run: int) -> steps.Sample:
             projects.git([*who, "commit", "-qam", f"edit {number}"], root)
             bench.build(tool, root)
             seconds.append(bench.cow(root, "snapshot", "create", f"bench-{number}").seconds)
+        uncompacted = steps.occupied(root) - before
+        compacted = bench.cow(root, "snapshot", "compact")
         values = {
             "states": float(_STATES),
+            "uncompacted_bytes": float(uncompacted),
+            "compact_seconds": compacted.seconds,
             "added_bytes": float(steps.occupied(root) - before),
             "target_bytes": float(target.exclusive_bytes + target.shared_bytes),
         }

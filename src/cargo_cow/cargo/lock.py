@@ -118,8 +118,8 @@ def is_held(build_dir: str | os.PathLike[str]) -> bool:
 
     Without touching the lock, since a Cargo that finds it taken says that it waits.  Told by
     ``/proc/locks`` (proc_locks(5)), by inode alone, because the device there is not the one that
-    Btrfs shows for a file: in doubt, yes.  False where there is no such list.  Takes some 10 ms: the
-    kernel stops all locking for a moment (``locks_start``).
+    Btrfs shows for a file: in doubt, yes.  False where there is no such list.  Takes some 10 ms:
+    the kernel stops all locking for a moment (``locks_start``).
     """
     inodes = set()
     for directory in profile_directories(os.fspath(build_dir)):

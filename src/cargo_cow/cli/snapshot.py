@@ -1,4 +1,4 @@
-"""``cargo cow snapshot create|list|show|activate|promote|prune|delete``."""
+"""``cargo cow snapshot create|list|show|activate|promote|prune|compact|delete``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from cargo_cow.cli import render
 
 if TYPE_CHECKING:
     from cargo_cow.snapshots import Damaged, Plan, Pruned, Sharing, State
+    from cargo_cow.snapshots.compaction import Done as Compacted
+    from cargo_cow.snapshots.compaction import Plan as Compaction
 
 
 @click.group("snapshot")
@@ -26,6 +28,7 @@ def command() -> None:
       cargo cow snapshot activate green     have it back, proven for what is checked out
       cargo cow snapshot list
       cargo cow snapshot prune              what would go, and what comes back; --yes does it
+      cargo cow snapshot compact            let those that stay use less disk
     """
 
 
@@ -359,6 +362,60 @@ def prune(
     return 0
 
 
+@command.command("compact")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option(
+    "--idle", is_flag=True, help="Stand back for everybody, wait for builds, 15 minutes at most."
+)
+@render.manifest_option
+@render.format_option
+def compact(*, dry_run: bool, idle: bool, manifest_path: str | None, style: str) -> int:
+    """Let the states use less disk, without changing them.
+
+    What states hold and no live target uses any more is shared with an older state that holds the
+    same bytes in the same file, and, on Btrfs, compressed.  The kernel does it, and compares first:
+    contents, times and modes stay, and states can be activated meanwhile.
+
+    After builds and branch switches this happens by itself, with --idle, unless
+    `git config cargo-cow.compact false`.
+
+    \b
+    Examples:
+      cargo cow snapshot compact --dry-run      what uses how much, and about how much it would
+      cargo cow snapshot compact
+    """
+    import os
+
+    from cargo_cow.cargo.workspace import load
+    from cargo_cow.snapshots import compaction
+
+    workspace = load(Path.cwd(), render.cargo_arguments(manifest_path))
+    if idle:
+        from cargo_cow.filesystems import syscalls
+
+        os.chdir("/")  # nobody is kept from unmounting what we started in
+        syscalls.stand_back()
+    plans = compaction.plans(workspace, again=not idle)
+    done: list[Compacted | None] = []
+    for plan in plans:
+        if dry_run or (plan.reason and not (plan.unsealed or plan.poor)):
+            done.append(None)
+        elif idle:
+            done.append(compaction.compact_aside(plan, workspace))
+        else:
+            done.append(compaction.compact(plan))
+    if style == "json":
+        render.print_json(
+            [_compaction_value(plan, did) for plan, did in zip(plans, done, strict=True)]
+        )
+        return 0
+    for plan, did in zip(plans, done, strict=True):
+        _show_compaction(plan, did)
+    if not plans:
+        click.echo("there are no states")
+    return 0
+
+
 @command.command("delete")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("-f", "--force", is_flag=True, help="The baseline, too.")
@@ -486,6 +543,62 @@ def _plan_value(plan: Plan, done: Pruned | None) -> dict[str, Any]:
         "exact": plan.exact,
         "done": None if done is None else _pruned_value(done),
     }
+
+
+def _compaction_value(plan: Compaction, done: Compacted | None) -> dict[str, Any]:
+    return {
+        **render.json_path("store", plan.store.directory),
+        "compresses": plan.compresses,
+        "reason": plan.reason or None,
+        "bytes": plan.bytes,
+        "expected_bytes": plan.expected_bytes,
+        "pieces": [
+            {
+                "users": [
+                    {"state": use.state, **render.json_path("name", use.name)}
+                    for use in piece.users
+                ],
+                "bytes": piece.bytes,
+                "expected_bytes": piece.expected_bytes,
+            }
+            for piece in plan.pieces
+        ],
+        "done": None
+        if done is None
+        else {**done._asdict(), "states": list(done.states), "stopped": done.stopped or None},
+    }
+
+
+def _show_compaction(plan: Compaction, done: Compacted | None) -> None:
+    where = render.shown(plan.store.directory)
+    if plan.reason and done is None:
+        click.echo(f"{where}: {plan.reason}")
+        return
+    if done is None:
+        by_state: dict[str, list[int]] = {}
+        for piece in plan.pieces:
+            row = by_state.setdefault(piece.users[0].state, [0, 0, 0])
+            for index, count in enumerate((1, piece.bytes, piece.expected_bytes)):
+                row[index] += count
+        render.table(
+            ("state", "files", "uses", "would use"),
+            [
+                (identity, str(files), render.human_bytes(used), f"~{render.human_bytes(then)}")
+                for identity, (files, used, then) in by_state.items()
+            ],
+            right=(1, 2, 3),
+        )
+        click.echo(
+            f"{render.human_bytes(plan.bytes)} would become about "
+            f"{render.human_bytes(plan.expected_bytes)}"
+        )
+        return
+    click.echo(
+        f"{len(done.states)} state(s): {render.human_bytes(done.shared_bytes)} shared with older "
+        f"ones, {render.human_bytes(done.rewritten_bytes)} compressed"
+    )
+    if done.stopped:
+        render.say(f"stopped early: {done.stopped}")
 
 
 def _pruned_value(done: Pruned) -> dict[str, Any]:

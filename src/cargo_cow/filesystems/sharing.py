@@ -8,16 +8,18 @@ What lies outside the trees looked at (a copy somewhere else on the filesystem) 
 far as the filesystem says of an extent that it is shared.  With ``outside`` such an extent that
 only one place in the trees uses counts as used by somebody else, too; what several places use, and
 somebody outside, still does not.  Without, a figure may be too high by all that the outside shares.
-Compressed extents count before compression.  ZFS tells only what each dataset uses alone: there a
-figure is what comes back at least.
+A compressed extent is known by its place and by its length before compression: it is taken to reach
+to the next one, which is right where they follow one another, and else too much.  ZFS tells only
+what each dataset uses alone: there a figure is what comes back at least.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,12 +95,29 @@ def overlay(ranges: Iterable[Range]) -> dict[frozenset[str], int]:
     return result
 
 
+def clipped(ranges: Sequence[Range], starts: Iterable[int]) -> list[Range]:
+    """``ranges``, but those that begin at one of ``starts`` (compressed) reach no further than to
+    where the next one begins."""
+    packed = set(starts)
+    if not packed:
+        return list(ranges)
+    places = sorted({entry.start for entry in ranges})
+    following = dict(itertools.pairwise(places))
+    return [
+        entry._replace(stop=min(entry.stop, following.get(entry.start, entry.stop)))
+        if entry.start in packed
+        else entry
+        for entry in ranges
+    ]
+
+
 def measure(trees: Mapping[str, Path], *, outside: bool = False) -> Sharing:
     """Lay the files of ``trees`` over each other.  What vanishes meanwhile is skipped.
 
     ``outside``: what they share with others is theirs, too (see the module).
     """
     ranges: list[Range] = []
+    packed: set[int] = set()
     alone: dict[frozenset[str], int] = {}
     exact = True
     filesystems: dict[str, int] = {}
@@ -132,8 +151,9 @@ def measure(trees: Mapping[str, Path], *, outside: bool = False) -> Sharing:
                     pending.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
                     mark = _SHARED if outside else 0
-                    exact = _file(entry.path, name, base, linked, ranges, alone, mark) and exact
-    used = overlay(ranges)
+                    clear = _file(entry.path, name, base, linked, ranges, packed, alone, mark)
+                    exact = clear and exact
+    used = overlay(clipped(ranges, packed))
     for users, count in alone.items():
         used[users] = used.get(users, 0) + count
     return Sharing(used, exact)
@@ -145,6 +165,7 @@ def _file(
     base: int,
     linked: set[tuple[int, int]],
     ranges: list[Range],
+    packed: set[int],
     alone: dict[frozenset[str], int],
     mark: int,
 ) -> bool:
@@ -166,10 +187,11 @@ def _file(
         told = True
         try:
             for extent in extents(descriptor):
-                if extent.flags & _ENCODED:
-                    told = False
                 if not extent.flags & _NOWHERE:
                     start = base + extent.physical
+                    if extent.flags & _ENCODED:
+                        told = False
+                        packed.add(start)
                     shared = bool(extent.flags & mark)
                     ranges.append(Range(start, start + extent.length, user, shared))
         except OSError as error:

@@ -1,17 +1,20 @@
-"""Keeping house unasked: the user's settings, and a prune after a build when a mark is passed.
+"""Keeping house unasked: the user's settings; a prune after a build when a mark is passed; and the
+start of a compaction.
 
 On the path of builds that compiled something, so what decides whether there is anything to do
 reads a directory and a small file, asks the filesystem for its free space and git for the settings
-(some 3 ms); the room that prunes is loaded after that.  It works in the foreground, without a
-process that would outlive the build, and within bounds: `_AT_ONCE` states go per build.  Only
-automatic ones go: those with a name, the baseline, and what somebody changed are never touched
-unasked.
+(some 3 ms); the room that prunes is loaded after that.  Pruning works in the foreground and within
+bounds: `_AT_ONCE` states go per build.  Only automatic ones go: those with a name, the baseline,
+and what somebody changed are never touched unasked.  Compaction takes seconds, so it is a process
+of its own that stands back for everybody, and ends when it is done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,14 +29,17 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 4
 _AGAIN = 86_400.0  # seconds after which age and deleted branches are looked at anew
+_SOON = 600.0  # seconds after which the states that are known are compacted again
 _MIN_FREE = "5%"
 
 
 class Settings(NamedTuple):
-    """``cargo-cow.*`` of git's configuration: how states are pruned, and whether unasked."""
+    """``cargo-cow.*`` of git's configuration: how states are pruned, and whether unasked; and
+    whether they are compacted unasked."""
 
     policy: policies.Policy
     automatic: bool
+    compact: bool
 
 
 def settings(root: Path) -> Settings:
@@ -58,7 +64,11 @@ def settings(root: Path) -> Settings:
             budget=None if budget is None else policies.parse_size(budget),
             min_free=policies.parse_mark(values.get("minfree", _MIN_FREE)),
         )
-        return Settings(policy, git.own_truth("prune", values.get("prune", "true")))
+        return Settings(
+            policy,
+            git.own_truth("prune", values.get("prune", "true")),
+            git.own_truth("compact", values.get("compact", "true")),
+        )
     except UsageError as error:
         raise UsageError(
             f"git config cargo-cow.…: {error}", hint="git config --get-regexp '^cargo-cow'"
@@ -72,7 +82,8 @@ def _count(name: str, value: str) -> int:
 
 
 def tidy(workspace: Workspace, *, say: Callable[[str], None], quick: bool = False) -> int:
-    """Prune by the settings, if anything may have to go; returns how many states went.
+    """Prune by the settings, if anything may have to go; returns how many states went.  Then see
+    to it that those that stay are compacted.
 
     Nothing may, while the states and the want of space are those of the last time, for a day.
     ``quick``: what would have to be measured (all extents of all states: 5 s for 100,000 files) is
@@ -88,9 +99,23 @@ def tidy(workspace: Workspace, *, say: Callable[[str], None], quick: bool = Fals
     if not names:
         return 0
     chosen = settings(workspace.root)
-    if not chosen.automatic:
-        return 0
-    policy = chosen.policy
+    removed = 0
+    if chosen.automatic:
+        removed = _pruned(workspace, chosen.policy, common, stores, names, say, quick)
+    if chosen.compact:
+        _compact_aside(workspace, common, names)
+    return removed
+
+
+def _pruned(
+    workspace: Workspace,
+    policy: policies.Policy,
+    common: Path,
+    stores: list[Path],
+    names: list[str],
+    say: Callable[[str], None],
+    quick: bool,
+) -> int:
     assert policy.min_free is not None
     low = any(
         space.free < policy.min_free.of(space.total)
@@ -119,6 +144,29 @@ def tidy(workspace: Workspace, *, say: Callable[[str], None], quick: bool = Fals
     return len(removed)
 
 
+def _compact_aside(workspace: Workspace, common: Path, names: list[str]) -> None:
+    """Start a compaction, unless one looked at these states a short while ago.
+
+    A session of its own with nothing of our terminal: the build's end is not its end, and who reads
+    our output is not kept waiting for it.
+    """
+    note = common / "compacting.json"
+    if _noted(note, _SOON) == names:
+        return
+    _leave(note, names)
+    quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    words = ["-P", "-m", "cargo_cow", "snapshot", "compact", "--idle", "--manifest-path"]
+    manifest = os.fspath(workspace.root / "Cargo.toml")
+    with contextlib.suppress(OSError):  # too many processes: another time
+        os.posix_spawn(
+            sys.executable,
+            [sys.executable, *words, manifest],
+            os.environ,
+            file_actions=quiet,
+            setsid=True,
+        )
+
+
 def _states_in(store: Path) -> list[str]:
     try:
         return [name for name in os.listdir(store) if name[:8].isdecimal()]  # noqa: PTH208
@@ -126,9 +174,9 @@ def _states_in(store: Path) -> list[str]:
         return []
 
 
-def _noted(note: Path) -> object:
+def _noted(note: Path, seconds: float = _AGAIN) -> object:
     try:
-        if time.time() - note.stat().st_mtime > _AGAIN:
+        if time.time() - note.stat().st_mtime > seconds:
             return None
         value: object = json.loads(note.read_bytes())
     except (OSError, ValueError):

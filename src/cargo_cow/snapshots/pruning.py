@@ -235,11 +235,11 @@ def _vanished(entries: Sequence[State | Damaged], project: Project) -> frozenset
 def measure_all(entries: Sequence[State | Damaged], workspace: Workspace) -> Sharing:
     """How the states and all live targets of the project share their bytes."""
     trees = {entry.id: entry.path for entry in entries}
-    trees.update({f"target {path}": path for path in _live(workspace)})
+    trees.update({f"target {path}": path for path in live_targets(workspace)})
     return measure(trees)
 
 
-def _live(workspace: Workspace) -> set[Path]:
+def live_targets(workspace: Workspace) -> set[Path]:
     """The live targets of all checkouts of the project."""
     found = {Path(os.path.realpath(workspace.build_dir))}
     try:

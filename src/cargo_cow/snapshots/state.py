@@ -6,6 +6,10 @@ is kept beside it.  So that a change by others is noticed, ``state.json`` holds 
 target: on Btrfs the subvolume's uuid and the transaction that last changed anything in it, of a
 ZFS dataset its snapshot and the bytes it refers to,
 elsewhere a digest over the names, sizes, modes, mtimes and ctimes of all that is below.
+
+Compaction (see `compaction`) moves the data of a state to another place on the disk.  That changes
+no content and no time, but it is a transaction, so it leaves a note beside ``state.json``: the
+digest over the stats, taken while the seal still held, and then the new transaction.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 STATE_FILE = "state.json"
+COMPACTED_FILE = "compacted.json"
 UNITS_FILE = "units.json"
 TARGET = "target"
 
@@ -91,6 +96,19 @@ class State(NamedTuple):
     def title(self) -> str:
         """The name, or the id of an automatic state."""
         return self.name or self.id
+
+
+class Compacted(NamedTuple):
+    """What compaction leaves beside a state.
+
+    ``stats``: digest over the stats of the target, taken while its seal held.  ``seal``: the
+    value of the seal afterwards; None while it is at work, or where it was killed.  ``kept``: files
+    that it has tried without gain.
+    """
+
+    stats: str
+    seal: str | None
+    kept: tuple[str, ...]
 
 
 class Damaged(NamedTuple):
@@ -187,6 +205,14 @@ def write(directory: Path, state: State, units: Units) -> None:
         os.fsync(file.fileno())
 
 
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _digest(value: dict[str, object]) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return str(blake3(text.encode("ascii")).hexdigest())
@@ -266,7 +292,7 @@ def seal(target: Path) -> Seal:
     sealed = None if dataset is None else zfs.seal(dataset)
     if sealed is not None:
         return Seal("dataset", sealed)
-    return Seal("tree", _tree_digest(os.fspath(target)))
+    return Seal("tree", stats_digest(target))
 
 
 def verify(state: State) -> None:
@@ -281,6 +307,50 @@ def damaged(title: str, reason: str) -> StateDamaged:
     return StateDamaged(f"the state {title} is not usable: {reason}")
 
 
+def _is_sealed(state: State, target: Path) -> bool:
+    """Whether the subvolume is as it was published, but for what compaction did.
+
+    Compaction writes its note before it begins, so the note is read after the transaction was.  An
+    edit changes a ctime, and a ctime cannot be set back.
+    """
+    found = seal(target)
+    if found == state.seal:
+        return True
+    note = read_compacted(state.path)
+    if note is None or _uuid(found.value) != _uuid(state.seal.value):
+        return False
+    return found.value == note.seal or stats_digest(target) == note.stats
+
+
+def _uuid(value: str) -> str:
+    return value.partition(":")[0]
+
+
+def read_compacted(path: Path) -> Compacted | None:
+    """The note that compaction left beside the state at ``path``, if it is whole and its own."""
+    try:
+        value = json.loads((path / COMPACTED_FILE).read_bytes())
+        digest = value.pop("digest")
+        if value["format"] != FORMAT or value["id"] != path.name or digest != _digest(value):
+            return None
+        return Compacted(str(value["stats"]), value["seal"], tuple(value["kept"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def write_compacted(path: Path, note: Compacted) -> None:
+    """Replace the note beside the state at ``path``, durably.  Raises OSError."""
+    value: dict[str, object] = {"format": FORMAT, "id": path.name, **note._asdict()}
+    value["digest"] = _digest(value)
+    temporary = path / f".{COMPACTED_FILE}.tmp"
+    with temporary.open("wb") as file:
+        file.write(json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path / COMPACTED_FILE)
+    _sync(path)
+
+
 def _broken_seal(state: State, *, thorough: bool) -> str | None:
     target = state.target
     try:
@@ -291,7 +361,7 @@ def _broken_seal(state: State, *, thorough: bool) -> str | None:
                 return "its target is not the subvolume that was published"
             if not btrfs.is_read_only(target):
                 return "it was made writable"
-            if seal(target) != state.seal:
+            if not _is_sealed(state, target):
                 return "its target was edited or exchanged"
         elif state.seal.kind == "dataset" and zfs.find(target) is None:
             return "its dataset is not mounted: zfs mount -a"
@@ -302,6 +372,11 @@ def _broken_seal(state: State, *, thorough: bool) -> str | None:
     except OSError as error:
         return f"its target cannot be read ({error.strerror})"
     return None
+
+
+def stats_digest(target: Path) -> str:
+    """Digest over the stats of everything in a target: `_tree_digest`."""
+    return _tree_digest(os.fspath(target))
 
 
 def _tree_digest(root: str) -> str:
