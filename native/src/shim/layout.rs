@@ -8,6 +8,31 @@ use std::path::{Path, PathBuf};
 
 use super::strip_prefix;
 
+/// What a unit's outputs lie in, below its profile.
+enum OutDir<'a> {
+    /// `build/<package>/<hash>/out`, in the new layout: the directory that holds `out`.
+    Own(&'a Path),
+    /// `deps` or `examples`, with those of all others.
+    Shared,
+    /// `build/<package>-<hash>`, of a build script.
+    Script(&'a OsStr),
+}
+
+/// The profile that `out_dir` lies in, and what it is there.
+fn placed(out_dir: &Path) -> Option<(&Path, OutDir<'_>)> {
+    let parent = out_dir.parent()?;
+    let name = out_dir.file_name()?;
+    if name == "deps" || name == "examples" {
+        return Some((parent, OutDir::Shared));
+    }
+    let (build, found) = if name == "out" {
+        (parent.parent()?.parent()?, OutDir::Own(parent))
+    } else {
+        (parent, OutDir::Script(name))
+    };
+    (build.file_name()? == "build").then_some((build.parent()?, found))
+}
+
 /// Cargo's fingerprint directory of the unit that compiles into `out_dir`.
 ///
 /// In the old layout a unit without `-C extra-filename` (a path package's cdylib or dylib) does not
@@ -17,39 +42,31 @@ pub fn unit_directory(
     extra_filename: &OsStr,
     package_name: Option<&OsStr>,
 ) -> Option<PathBuf> {
-    let parent = out_dir.parent()?;
-    let name = out_dir.file_name()?;
-    if name == "out" {
-        // <profile>/build/<package>/<hash>/out
-        let build = parent.parent()?.parent()?;
-        return (build.file_name()? == "build").then(|| parent.join("fingerprint"));
-    }
-    let hash = strip_prefix(extra_filename, "-").filter(|hash| !hash.is_empty())?;
-    if name == "deps" || name == "examples" {
-        let mut unit = package_name?.to_owned();
-        unit.push("-");
-        unit.push(hash);
-        return Some(parent.join(".fingerprint").join(unit));
-    }
-    // A build script: <profile>/build/<package>-<hash>
-    (parent.file_name()? == "build" && name.as_bytes().ends_with(extra_filename.as_bytes()))
-        .then(|| parent.parent().map(|p| p.join(".fingerprint").join(name)))?
+    let (profile, found) = placed(out_dir)?;
+    let hash = || strip_prefix(extra_filename, "-").filter(|hash| !hash.is_empty());
+    let unit = match found {
+        OutDir::Own(unit) => return Some(unit.join("fingerprint")),
+        OutDir::Shared => {
+            let mut unit = package_name?.to_owned();
+            unit.push("-");
+            unit.push(hash()?);
+            unit
+        }
+        OutDir::Script(unit) => {
+            hash()?;
+            if !unit.as_bytes().ends_with(extra_filename.as_bytes()) {
+                return None;
+            }
+            unit.to_owned()
+        }
+    };
+    Some(profile.join(".fingerprint").join(unit))
 }
 
 /// `target/debug` and the like: the directory of everything that is built with one profile for one
 /// platform, of which `out_dir` holds a unit's outputs.
 pub fn profile_directory(out_dir: &Path) -> Option<&Path> {
-    let parent = out_dir.parent()?;
-    let name = out_dir.file_name()?;
-    if name == "out" {
-        // <profile>/build/<package>/<hash>/out
-        let build = parent.parent()?.parent()?;
-        return (build.file_name()? == "build").then(|| build.parent())?;
-    }
-    if name == "deps" || name == "examples" {
-        return Some(parent);
-    }
-    (parent.file_name()? == "build").then(|| parent.parent())?
+    placed(out_dir).map(|(profile, _)| profile)
 }
 
 #[cfg(test)]
