@@ -324,9 +324,9 @@ class Unit:
 class Target:
     """A build directory: all profiles, all units, the dependency graph among them."""
 
-    def __init__(self, build_dir: str) -> None:
+    def __init__(self, build_dir: str, profiles: list[Profile] | None = None) -> None:
         self.build_dir = build_dir
-        self.profiles = _profiles(build_dir)
+        self.profiles = _profiles(build_dir) if profiles is None else profiles
         self.units: list[Unit] = []
         self.unknown: list[str] = []
         """Unit directories that are not of a shape we know; they are left alone."""
@@ -420,6 +420,34 @@ def profile_directories(build_dir: str) -> list[str]:
     return sorted({profile.directory for profile in _profiles(build_dir)})
 
 
+def nested(build_dir: str) -> Target:
+    """The units of other Cargo target directories that lie inside a build directory.
+
+    trybuild has one in ``tests/trybuild``, build scripts that call Cargo have theirs in OUT_DIR or
+    in ``<profile>/wbuild``, and ``--target-dir target/a/b`` makes one.  Two levels down, as
+    ``<triple>/<profile>``, a profile is one of the build directory itself.  Reads every directory
+    but those that hold nothing else than units.
+    """
+    own = {profile.directory for profile in _profiles(build_dir)}
+    found: list[Profile] = []
+    pending = [build_dir]
+    while pending:
+        directory = pending.pop()
+        entries = [entry for entry in _entries(directory) if entry.is_dir(follow_symlinks=False)]
+        names = {entry.name for entry in entries}
+        is_profile = directory in own
+        if not is_profile and names & {".fingerprint", "build"}:
+            here = _profiles_of(directory, os.path.relpath(directory, build_dir))
+            found += here
+            is_profile = bool(here)
+        skipped = _OF_UNITS_ALONE if is_profile else frozenset({".fingerprint"})
+        pending += [entry.path for entry in entries if entry.name not in skipped]
+    return Target(build_dir, sorted(found, key=lambda profile: (profile.name, profile.layout)))
+
+
+_OF_UNITS_ALONE = frozenset({".fingerprint", "deps", "examples", "incremental"})
+
+
 def mtime(path: str) -> int | None:
     """mtime in ns since the epoch; None if the file cannot be stat'ed."""
     try:
@@ -510,28 +538,29 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
         return []
 
 
+def _profiles_of(directory: str, name: str) -> list[Profile]:
+    """What a directory is to Cargo: a profile in one layout, in both, or none."""
+    found = []
+    if os.path.isdir(f"{directory}/.fingerprint"):
+        found.append(Profile(directory, name, "legacy"))
+    for package in _entries(f"{directory}/build"):
+        if _UNIT_DIRECTORY.match(package.name) or not package.is_dir(follow_symlinks=False):
+            continue
+        if any(os.path.isdir(f"{unit.path}/fingerprint") for unit in _entries(package.path)):
+            found.append(Profile(directory, name, "new"))
+            break
+    return found
+
+
 def _profiles(build_dir: str) -> list[Profile]:
     found: list[Profile] = []
-
-    def look(directory: str, name: str) -> bool:
-        known = False
-        if os.path.isdir(f"{directory}/.fingerprint"):
-            found.append(Profile(directory, name, "legacy"))
-            known = True
-        for package in _entries(f"{directory}/build"):
-            if _UNIT_DIRECTORY.match(package.name) or not package.is_dir(follow_symlinks=False):
-                continue
-            if any(os.path.isdir(f"{unit.path}/fingerprint") for unit in _entries(package.path)):
-                found.append(Profile(directory, name, "new"))
-                known = True
-                break
-        return known
-
     for entry in _entries(build_dir):
         if not entry.is_dir(follow_symlinks=False) or entry.name.startswith("."):
             continue
-        if not look(entry.path, entry.name):
+        here = _profiles_of(entry.path, entry.name)
+        found += here
+        if not here:
             for inner in _entries(entry.path):
                 if inner.is_dir(follow_symlinks=False) and not inner.name.startswith("."):
-                    look(inner.path, f"{entry.name}/{inner.name}")
+                    found += _profiles_of(inner.path, f"{entry.name}/{inner.name}")
     return sorted(found, key=lambda profile: (profile.name, profile.layout))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow import filesystems
 from cargo_cow.cargo.lock import build_lock
-from cargo_cow.cargo.target import CACHE_TAG, Target, profile_directories
+from cargo_cow.cargo.target import CACHE_TAG, Target, nested, profile_directories
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import CloneReport
@@ -415,6 +415,7 @@ def clone_for(
         started = time.monotonic()
         target = Target(str(temporary))
         _drop_torn(target, source, taken)
+        _drop_nested(temporary)
         _forget_donor(temporary)
         time.sleep(max(0.0, begin - time.monotonic()))
         _keep_records(target, records)
@@ -504,6 +505,16 @@ def _drop_torn(target: Target, source: Path, since: int) -> None:
             if changed >= since - filesystems.GRANULE_NS:
                 stamp.drop(proof.Drop(unit.hash_file, unit.reference_file))
                 break
+
+
+def _drop_nested(target: Path) -> None:
+    """Drop all units of other Cargo target directories inside a clone.
+
+    Nothing is recorded of them, and Cargo would go by times alone: it calls them fresh where the
+    donor built after this checkout was made, whatever differs, and whatever path they baked.
+    """
+    for unit in nested(os.fspath(target)).units:
+        stamp.drop(proof.Drop(unit.hash_file, unit.reference_file))
 
 
 def _forget_donor(target: Path) -> None:
