@@ -108,6 +108,35 @@ def test_what_is_said_to_come_back_does(
     assert plan.going[0].reason == "the oldest, as the filesystem is nearly full"
 
 
+def test_a_branch_that_was_renamed_is_no_deleted_one(tiny: Path) -> None:
+    git(tiny, "switch", "-qc", "feature/one")
+    made = snapshots.create_state(None, tiny)
+    assert made.branch == "feature/one"
+    policy = Policy(keep_last=9)
+
+    def going() -> list[str]:
+        plan, _ = snapshots.prune_snapshots(policy, tiny, dry_run=True)
+        return [decision.reason for decision in plan.going]
+
+    git(tiny, "branch", "-m", "feature/two")
+    git(tiny, "switch", "-q", "main")
+    assert going() == []
+    git(tiny, "branch", "-m", "feature/two", "three")
+    assert going() == []
+    # Another branch by the first name is another branch, and gone when it is gone.
+    time.sleep(1.1)  # a reflog counts in seconds
+    git(tiny, "switch", "-qc", "feature/one")
+    other = snapshots.create_state(None, tiny)
+    assert other.branch == "feature/one"
+    assert going() == []
+    git(tiny, "switch", "-q", "main")
+    git(tiny, "branch", "-qD", "feature/one")
+    plan, _ = snapshots.prune_snapshots(policy, tiny, dry_run=True)
+    assert [one.entry.id for one in plan.going] == [other.id]
+    git(tiny, "branch", "-qD", "three")
+    assert going() == ["its branch feature/one is deleted"] * 2
+
+
 # -- settings
 
 

@@ -10,7 +10,7 @@ import pytest
 from cargo_cow.errors import UsageError
 from cargo_cow.filesystems.sharing import Range, Sharing, overlay
 from cargo_cow.snapshots.policy import Mark, Policy, Space, parse_age, parse_mark, parse_size
-from cargo_cow.snapshots.pruning import Facts, Plan, decide
+from cargo_cow.snapshots.pruning import Facts, Plan, Rename, called_now, decide
 from cargo_cow.snapshots.state import Damaged, Seal, State, Units, checked_name, new_id
 from cargo_cow.snapshots.taking import Move, built_at
 
@@ -281,3 +281,20 @@ def test_the_newest_of_each_branch_outlasts_a_bisect() -> None:
     ]
     assert _going(decide(Policy(keep_last=4), entries, Facts(99.0))) == [1, 4, 5, 6, 7, 8, 9]
     assert _going(decide(Policy(keep_last=1), entries, Facts(99.0))) == [1, 2, *range(4, 12)]
+
+
+@pytest.mark.parametrize(
+    ("branch", "since", "now"),
+    [
+        ("a", 5.0, "c"),  # a -> b -> c
+        ("a", 10.9, "c"),  # in the second of the first renaming
+        ("a", 15.0, "a"),  # another branch had the name by then
+        ("b", 15.0, "c"),
+        ("b", 5.0, "c"),
+        ("x", 5.0, "x"),  # nobody knows
+        ("d", 5.0, "d"),  # renamed to one that is deleted since
+    ],
+)
+def test_what_a_branch_is_called_now(branch: str, since: float, now: str) -> None:
+    renames = [Rename("a", "b", 10.0), Rename("b", "c", 20.0), Rename("d", "e", 20.0)]
+    assert called_now(branch, since, frozenset({"c", "main"}), renames) == now

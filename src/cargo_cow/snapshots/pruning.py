@@ -200,6 +200,7 @@ def plan(workspace: Workspace, policy: Policy, *, sizes: bool = True) -> Plan:
     build_dir = Path(os.path.realpath(workspace.build_dir))
     entries = [entry for _, entry in storing.everything(project, build_dir)]
     facts = _facts(policy, workspace.root)
+    entries = _as_called_now(entries, facts.branches, workspace.root)
     if policy.min_free is not None:
         facts = facts._replace(space=space_of({entry.path.parent for entry in entries}))
         if not any(space.free < policy.min_free.of(space.total) for space in facts.space.values()):
@@ -213,6 +214,71 @@ def plan(workspace: Workspace, policy: Policy, *, sizes: bool = True) -> Plan:
     elif demanded:
         sharing = Sharing({}, True)
     return decide(policy, entries, facts, sharing)
+
+
+class Rename(NamedTuple):
+    """A branch that got another name, and when (seconds since the epoch)."""
+
+    old: str
+    new: str
+    time: float
+
+
+def called_now(
+    branch: str, since: float, branches: frozenset[str], renames: Sequence[Rename]
+) -> str:
+    """What ``branch``, as it was called at ``since``, is called now; itself if nobody knows.
+
+    Another branch may have had the name later, so only renames after ``since`` count, in turn.
+    """
+    name, moment = branch, since
+    for rename in sorted(renames, key=lambda one: one.time):
+        # A reflog counts in whole seconds.
+        if rename.old == name and rename.time >= int(moment):
+            name, moment = rename.new, rename.time
+    return name if name in branches else branch
+
+
+def _as_called_now(
+    entries: Sequence[State | Damaged], branches: frozenset[str] | None, root: Path
+) -> list[State | Damaged]:
+    """The entries, those of renamed branches under their new names.  Asks git only if a branch of
+    a state is not there; without reflogs (a bare repository) it counts as deleted."""
+
+    def is_gone(entry: State | Damaged) -> bool:
+        branch = entry.branch if isinstance(entry, State) else None
+        return branches is not None and branch is not None and branch not in branches
+
+    if branches is None or not any(map(is_gone, entries)):
+        return list(entries)
+    renames = _renames(root)
+    return [
+        entry._replace(branch=called_now(entry.branch, entry.created, branches, renames))
+        if isinstance(entry, State) and entry.branch is not None and is_gone(entry)
+        else entry
+        for entry in entries
+    ]
+
+
+def _renames(root: Path) -> list[Rename]:
+    """All renames of branches that the reflogs of the branches still know, oldest first.
+
+    ``git branch -m`` writes them to the log of the branch, which it takes along (``refs.c``,
+    ``builtin/branch.c``).
+    """
+    words = ["log", "-g", "--branches", "--grep-reflog=^Branch: renamed ", "--date=unix"]
+    answer = git.call([*words, "--format=%gs%x00%gd", "-z"], root)
+    if answer.status:
+        return []
+    found = []
+    fields = os.fsdecode(answer.output).rstrip("\0").split("\0")
+    for message, when in zip(fields[::2], fields[1::2], strict=False):
+        told = message.removeprefix("Branch: renamed ").split(" to ")
+        moment = when.rpartition("{")[2].rstrip("}")
+        if len(told) == 2 and moment.isdecimal():
+            old, new = (name.removeprefix("refs/heads/") for name in told)
+            found.append(Rename(old, new, float(moment)))
+    return found[::-1]
 
 
 def _vanished(entries: Sequence[State | Damaged], project: Project) -> frozenset[str]:
