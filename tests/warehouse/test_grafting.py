@@ -98,7 +98,7 @@ def test_another_project_with_the_same_dependencies(place: Place, dependencies: 
     build(place, one)
     asked = graft(place, two, "--dry-run")
     assert not (two / "target").exists()
-    assert "gen" in names(asked["chosen"])
+    assert "gen" in names(asked["chosen"]), asked["missing"]
     built = build(place, two)
     # What bakes where it was made is made anew, and what is above it; no script runs for the rest.
     assert built.rustc == ["baked", "two"], built.output

@@ -22,6 +22,8 @@ from cargo_cow.prepare.place import FIXED_PATH, Place, place_of
 from cargo_cow.warehouse.surroundings import is_on as warehouse_is_on
 
 if TYPE_CHECKING:
+    from cargo_cow.prepare import Report
+    from cargo_cow.prepare.proof import Plan
     from cargo_cow.warehouse.building import Ready as Stored
 
 # Verbs that compile nothing, or that must see the target as it is.
@@ -54,7 +56,11 @@ def run(arguments: Sequence[str]) -> int:
     if ready is not None and warehouse_is_on(Path.cwd()):
         stored = _graft(ready, arguments)
     environment = None
-    if ready is not None and verb in _COMPILING and identity.is_wished(ready.place):
+    if (
+        ready is not None
+        and verb in _COMPILING
+        and (stored is not None or identity.is_wished(ready.place))
+    ):
         arguments, environment = _with_shim(arguments)
     status = _cargo(arguments, environment)
     if ready is not None:
@@ -65,11 +71,15 @@ def run(arguments: Sequence[str]) -> int:
 
 
 class _Ready(NamedTuple):
-    """A prepared workspace; ``noted``: nothing had changed since the last build's note."""
+    """A prepared workspace; ``noted``: nothing had changed since the last build's note.
+
+    ``plan`` is what was found of its target, if anything was looked at.
+    """
 
     workspace: Workspace
     place: Place
     noted: bool
+    plan: Plan | None = None
 
 
 def _graft(ready: _Ready, arguments: Sequence[str]) -> Stored | None:
@@ -77,7 +87,15 @@ def _graft(ready: _Ready, arguments: Sequence[str]) -> Stored | None:
     from cargo_cow.warehouse import building
 
     try:
-        stored = building.before(ready.workspace, ready.place, arguments, Path.cwd(), say=_say)
+        stored = building.before(
+            ready.workspace,
+            ready.place,
+            arguments,
+            Path.cwd(),
+            judged=ready.plan,
+            unchanged=ready.noted,
+            say=_say,
+        )
     except CowError as error:
         _warn(f"the warehouse is of no use here: {error}", error.hint)
         return None
@@ -100,7 +118,8 @@ def _store(ready: _Ready, stored: Stored, arguments: Sequence[str]) -> None:
 def _with_shim(arguments: Sequence[str]) -> tuple[Sequence[str], dict[str, str] | None]:
     """The call with our shim before the compiler, where no wrapper is configured.
 
-    In a checkout that has an identity the shim alone makes use of it.  By `--config` and not by
+    In a checkout that has an identity the shim alone makes use of it, and the warehouse answers
+    single calls through it.  By `--config` and not by
     RUSTC_WRAPPER, which build scripts may declare, and tests that run Cargo would inherit.
     """
     from cargo_cow import native
@@ -135,12 +154,12 @@ def _prepare(arguments: list[str]) -> _Ready | None:
     place = place_of(workspace)
     if unchanged.holds(place):
         return _Ready(workspace, place, noted=True)
-    make_fresh(workspace)
-    return _Ready(workspace, place, noted=False)
+    report = make_fresh(workspace)
+    return _Ready(workspace, place, noted=False, plan=None if report is None else report.plan)
 
 
-def make_fresh(workspace: Workspace) -> bool:
-    """Prepare, and say on stderr what is worth it; False if that failed."""
+def make_fresh(workspace: Workspace) -> Report | None:
+    """Prepare, and say on stderr what is worth it; None if that failed."""
     from cargo_cow import prepare
     from cargo_cow.snapshots import switching
 
@@ -148,7 +167,7 @@ def make_fresh(workspace: Workspace) -> bool:
         report = switching.switched(workspace, say=_say, again=False)
     except CowError as error:
         _warn(f"not prepared: {error}", error.hint)
-        return False
+        return None
     else:
         if report.donor is not None:
             assert report.plan is not None
@@ -161,7 +180,7 @@ def make_fresh(workspace: Workspace) -> bool:
             prepare.begin(place_of(workspace))
         elif report.grafted:
             _say(f"{report.grafted} units came back from states and other checkouts")
-    return True
+    return report
 
 
 def _capture(ready: _Ready) -> None:

@@ -19,6 +19,7 @@ from cargo_cow import prepare
 from cargo_cow.cargo.target import unit_times
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.prepare.place import Place
+from cargo_cow.prepare.proof import Plan
 from cargo_cow.warehouse import grafting, planning, surroundings
 from cargo_cow.warehouse.grafting import Grafted, GraftPlan
 from cargo_cow.warehouse.planning import Asked
@@ -46,10 +47,15 @@ def before(
     arguments: Sequence[str],
     cwd: Path,
     *,
+    judged: Plan | None = None,
+    unchanged: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None],
 ) -> Ready | None:
     """Put into the target what ``cargo <arguments>`` will ask for, as far as the warehouse has it.
+
+    ``judged`` is what a proof found of the target a moment ago; ``unchanged``: nothing has changed
+    since the last build, so that what is there is right.
 
     None where the warehouse is off.  Raises CowError.
     """
@@ -63,9 +69,11 @@ def before(
     asked = planning.ask(workspace, arguments, cwd, store[0])
     if asked is None:
         return Ready(None, None, None, since, unit_times(place.build_dir))
-    found = prepare.look(workspace, place)
-    judged = None if found is None else found.plan
-    if grafting.is_complete(place, asked) and (found is None or not found.missing):
+    complete = grafting.is_complete(place, asked)
+    if judged is None and not (unchanged and complete):
+        found = prepare.look(workspace, place)
+        judged = None if found is None else found.plan
+    if complete and (judged is None or grafting.is_fresh(asked, judged)):
         return Ready(asked, None, None, since, unit_times(place.build_dir))
     profiles = {key.rpartition("/")[0] for key, _ in asked.units}
     around = surroundings.around(str(beside), cwd, asked.rustc, asked.toolchain, profiles)
@@ -78,8 +86,8 @@ def before(
     done = grafting.act(place, wanted, say=say)
     if done.notes:
         # What was damaged is gone from the store now; others may do in its stead.
-        found = prepare.look(workspace, place)
-        again = grafting.plan(place, asked, around, None if found is None else found.plan)
+        now = prepare.look(workspace, place)
+        again = grafting.plan(place, asked, around, None if now is None else now.plan)
         if again.chosen:
             more = grafting.act(place, again, say=say)
             done = more._replace(keys=done.keys | more.keys, notes=done.notes + more.notes)

@@ -96,6 +96,12 @@ def is_complete(place: Place, asked: Asked) -> bool:
     return True
 
 
+def is_fresh(asked: Asked, judged: proof.Plan) -> bool:
+    """Whether a proof found every unit that is asked for to be right."""
+    wrong = {verdict.key for verdict in judged.verdicts if verdict.status in ("unproven", "dirty")}
+    return not any(key in wrong for key, _ in asked.units)
+
+
 def plan(
     place: Place, asked: Asked, found: Surroundings, judged: proof.Plan | None = None
 ) -> GraftPlan:
