@@ -95,13 +95,15 @@ def command(
             ],
             right=[1, 2],
         )
-    if counted.missed_most:
+    # What was new once tells nothing: everything is, at first.
+    telling = [one for one in counted.missed_most if one.misses > 1 or one.reason != "new"]
+    if telling:
         click.echo()
         render.table(
             ["missed most", "crate", "misses", "why", "target"],
             [
                 [one.package, one.crate, str(one.misses), one.reason, render.shown(one.project)]
-                for one in counted.missed_most
+                for one in telling
             ],
             right=[2],
         )

@@ -117,12 +117,13 @@ def explain(root: Path | None, notes: Sequence[tuple[str, dict[str, Any]]]) -> l
 def _entries(root: Path, crates: set[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
     needles = [f'"crate":"{crate}"'.encode() for crate in crates]
     for path in root.glob("units/*/*/*"):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError):
             # Most entries are of other crates: not worth parsing.
             raw = (path / store.META).read_bytes()
             if any(needle in raw for needle in needles):
                 value = store.read(path)
-                if value.get("crate") in crates and isinstance(value.get("parts"), list):
+                is_call = value.get("kind", "call") == "call"
+                if is_call and value.get("crate") in crates and isinstance(value["parts"], list):
                     yield path, value
 
 
