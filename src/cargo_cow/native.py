@@ -149,15 +149,20 @@ def try_view(directory: Path) -> tuple[int | None, str] | None:
 
 
 def identify(
-    store: Path, programs: Sequence[str], target: str, environment: Mapping[str, str]
+    store: Path,
+    programs: Sequence[str],
+    target: str,
+    directory: Path,
+    environment: Mapping[str, str],
 ) -> str:
     """Which compiler a call with these ``programs`` (rustc, or clippy-driver and rustc) for the
-    target ("": the host) and this environment means, by content, as keys of the warehouse have it.
+    target ("": the host), in this directory and environment, means, by content, as keys of the
+    warehouse have it.
 
     Raises NativeMissing, and FilesystemFailed where that cannot be told.
     """
     words = ["--identify", os.fspath(store), target, *programs]
-    return str(_ask(words, environment=environment)["identity"])
+    return str(_ask(words, directory=directory, environment=environment)["identity"])
 
 
 def version() -> str:
@@ -171,6 +176,7 @@ def version() -> str:
 def _ask(
     arguments: Sequence[str | Path],
     given: bytes | None = None,
+    directory: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     import subprocess
@@ -181,6 +187,7 @@ def _ask(
             [path, *arguments],
             stdin=subprocess.DEVNULL if given is None else None,
             input=given,
+            cwd=directory,
             env=environment,
             capture_output=True,
             check=False,

@@ -206,6 +206,28 @@ def test_gc_leaves_what_is_in_use(place: Place, project: Path) -> None:
     assert [entry.crate for entry in store.entries(place.store)] == ["util"]
 
 
+def test_a_gc_that_is_killed_leaves_a_store_that_works(
+    place: Place, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time() + MONTH
+    planned = gc.plan(place.store, store.entries(place.store), gc.Policy(), now)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            gc.carry_out(place.store, planned)
+    # The one that was going is no entry any more, whole as its files are.
+    assert [entry.trouble for entry in store.entries(place.store)] == [None, None]
+    (left,) = place.store.glob("making/*")
+    again = gc.plan(place.store, [], gc.Policy(), time.time() + 3_600)
+    assert again.leftovers == (left,)
+    gc.carry_out(place.store, again)
+    assert not left.exists()
+
+
 def test_what_a_killed_process_left_goes(place: Place, project: Path) -> None:
     left = place.store / "making" / "1-2"
     left.mkdir(parents=True)

@@ -140,6 +140,28 @@ def test_what_the_warehouse_is_not_for(place: Place) -> None:
     assert "the warehouse is not for this call: -C save-temps" in said
 
 
+def test_which_part_of_the_compiler_is_another(place: Place) -> None:
+    sysroot = Path(subprocess.check_output(["rustc", "--print=sysroot"], text=True).strip())
+    other = place.root / "toolchain"
+    (other / "lib").mkdir(parents=True)
+    (other / "bin").mkdir()
+    for path in (sysroot / "lib/rustlib", *sysroot.glob("lib/lib*")):
+        (other / "lib" / path.name).symlink_to(path)
+    shutil.copy2(sysroot / "bin/rustc", other / "bin/rustc")
+    project = place.project("library", LIBRARY)
+    compiler = {"RUSTC": str(other / "bin/rustc")}
+    place.build(project, "check", **compiler)
+    with (other / "bin/rustc").open("ab") as file:
+        file.write(b"\0")
+    shutil.rmtree(project / "target")
+    place.build(project, "check", **compiler)
+    assert differences(explained(place, project)) == ["another compiler, by its content: rustc"]
+    (other / "lib/libLLVM-patched.so").write_text("of another build")
+    shutil.rmtree(project / "target")
+    place.build(project, "check", **compiler)
+    assert differences(explained(place, project)) == ["another compiler, by its content: LLVM"]
+
+
 def test_parts_in_words() -> None:
     def told(kind: str, before: str | None, after: str | None) -> list[str]:
         def entry(text: str | None) -> dict[str, Any]:

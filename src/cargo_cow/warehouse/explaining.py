@@ -111,7 +111,58 @@ def explain(root: Path | None, notes: Sequence[tuple[str, dict[str, Any]]]) -> l
         for event in store.events(root):
             if event["what"] == "not-kept":
                 refused[str(event.get("key"))] = event.get("time", 0), str(event.get("reason"))
-    return [_explained(unit, note, by_crate, refused) for unit, note in notes]
+    missed = [_explained(unit, note, by_crate, refused) for unit, note in notes]
+    if root is None:
+        return missed
+    return [
+        one._replace(differences=tuple(_compilers(root, each) for each in one.differences))
+        for one in missed
+    ]
+
+
+def _compilers(root: Path, one: Difference) -> Difference:
+    """Which parts of the compiler are others, where the store remembers that."""
+    if one.kind not in ("compiler", "clippy") or one.before is None or one.after is None:
+        return one
+    before, after = _parts_of_compiler(root, one.before), _parts_of_compiler(root, one.after)
+    names = sorted(
+        part
+        for part in before.keys() | after.keys()
+        if before.get(part) != after.get(part) and before and after
+    )
+    return one._replace(name=", ".join(names))
+
+
+def _parts_of_compiler(root: Path, identity: str) -> dict[str, set[str]]:
+    """What a compiler consists of, in words, with digests of its files."""
+    result: dict[str, set[str]] = {}
+    try:
+        text = (root / "compilers" / f"{identity.rsplit(maxsplit=1)[-1]}.files").read_text()
+    except (OSError, ValueError, IndexError):
+        return result
+    for line in text.splitlines():
+        digest, _, name = line.partition(" ")
+        result.setdefault(_part_of_compiler(name), set()).add(digest)
+    return result
+
+
+def _part_of_compiler(file: str) -> str:
+    for beginning, word in _COMPILER:
+        if file.startswith(beginning):
+            return word
+    names = file.split("/")
+    if names[:2] == ["lib", "rustlib"] and names[3:4] == ["lib"]:
+        return f"the libraries for {names[2]}"
+    return file
+
+
+_COMPILER = (
+    ("bin/rustc", "rustc"),
+    ("bin/clippy-driver", "clippy"),
+    ("lib/librustc_driver", "rustc's driver"),
+    ("lib/libLLVM", "LLVM"),
+    ("lib/libstd-", "the compiler's own libraries"),
+)
 
 
 def _entries(root: Path, crates: set[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -386,8 +437,8 @@ def _linker(one: Difference) -> str:
 
 
 _WORDS: dict[str, Callable[[Difference], str]] = {
-    "compiler": lambda _: "another compiler: rustc, its LLVM or its libraries have another content",
-    "clippy": lambda _: "another clippy: it, its LLVM or its libraries have another content",
+    "compiler": lambda one: f"another compiler, by its content{one.name and ': '}{one.name}",
+    "clippy": lambda one: f"another clippy, by its content{one.name and ': '}{one.name}",
     "format": lambda _: "it was kept by another version of cargo-cow",
     "version": lambda one: f"another version: {one.before} then, {one.after} now",
     "place": lambda one: f"it belongs to another place: {one.before}, not {one.after}",

@@ -96,7 +96,7 @@ class _Look:
         self._root = root
         self._values: dict[Path, dict[str, Any]] = {}
         self._made: dict[tuple[str, str], tuple[Entry, int]] = {}
-        self._compilers: dict[tuple[tuple[str, ...], str, str], str] = {}
+        self._compilers: dict[tuple[tuple[str, ...], str, str, Path], str] = {}
         for entry in store.entries(root):
             if entry.trouble is None and entry.kind == "call":
                 for index, (name, _, digest) in enumerate(entry.outputs):
@@ -125,7 +125,7 @@ class _Look:
         _sources(value, directory)
         environment = _environment(value, call, parts)
         programs = tuple(map(str, call["programs"]))
-        self._compiler(programs, parts, environment)
+        self._compiler(programs, parts, directory, environment)
         arguments = tuple(map(str, call["arguments"]))
         searched = environment.get("LIBRARY_PATH", "").split(":")
         _native_libraries([*_values(arguments, "-L"), *filter(None, searched)], parts, directory)
@@ -136,14 +136,17 @@ class _Look:
         self,
         programs: tuple[str, ...],
         parts: Sequence[tuple[str, str]],
+        directory: Path,
         environment: Mapping[str, str],
     ) -> None:
         target = next((t[9:] for kind, t in parts if kind == "word" and t[:9] == "--target "), "")
         then = next((text for kind, text in parts if kind in ("compiler", "clippy")), "")
-        key = programs, target, environment.get("RUSTUP_TOOLCHAIN", "")
+        toolchain = environment.get("RUSTUP_TOOLCHAIN", "")
+        # Without it rustup goes by the directory.
+        key = programs, target, toolchain, directory if not toolchain else Path()
         if key not in self._compilers:
             try:
-                told = native.identify(self._root, programs, target, environment)
+                told = native.identify(self._root, programs, target, directory, environment)
             except CowError as error:
                 told = f"? {error}"
             self._compilers[key] = told

@@ -200,6 +200,7 @@ fn of_sysroot(
         return Ok(known);
     }
     let mut hasher = blake3::Hasher::new();
+    let mut told = String::new();
     for path in &files {
         if !path.is_file() {
             continue;
@@ -208,9 +209,12 @@ fn of_sysroot(
         let name = path.strip_prefix(sysroot).unwrap_or(path);
         hasher.update(name.as_os_str().as_bytes());
         hasher.update(format!("\0{size} {digest}\n").as_bytes());
+        told.push_str(&format!("{digest} {}\n", name.display()));
     }
     let digest = hasher.finalize().to_hex().to_string();
     store.remember(ROOM, &looks, &digest);
+    // For those who want to know what it is that differs.
+    store.remember(ROOM, &format!("{digest}.files"), &told);
     Ok(digest)
 }
 
