@@ -194,6 +194,13 @@ def test_parts_in_words() -> None:
     ]
     assert told("compiler", "01", "02") == [str(Difference("compiler", "", "01", "02"))]
     assert told("something-later", "a 01", "a 02") == ["something-later a has another content"]
+    # In another place, what is the same there is no difference.
+    here = [["directory", "/a"], ["package", "/a/p"], ["manifest", "/a/p/Cargo.toml 01"]]
+    there = [["directory", "/b"], ["package", "/b/p"], ["manifest", "/b/p/Cargo.toml 01"]]
+    found = explaining._parts(
+        {"parts": here, "package": "p", "version": "1"}, {"parts": there, "package": "p 1"}
+    )
+    assert [str(one) for one in found] == ["it belongs to another place: /a, not /b"]
     # Two of a kind stay two.
     two = {"parts": [["x", "a 1"], ["x", "a 2"]], "package": "p", "version": "1"}
     one = {"parts": [["x", "a 1"]], "package": "p 1"}

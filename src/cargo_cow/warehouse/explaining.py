@@ -227,13 +227,25 @@ def _explained(
 
 
 def _parts(entry: dict[str, Any], note: dict[str, Any]) -> tuple[Difference, ...]:
-    before, after = _named(entry["parts"]), _named(note["parts"])
+    before, after = _named(_moved(entry["parts"], note["parts"])), _named(note["parts"])
     found = []
     for kind, name in sorted(before.keys() | after.keys()):
         then, now = before.get((kind, name)), after.get((kind, name))
         if then != now:
             found.append(Difference(kind, name, then, now))
     return _essential(found, store.package_of(entry), str(note.get("package") or ""))
+
+
+def _moved(parts: Iterable[Sequence[str]], to: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+    """The parts as they would be in the other place: what is the same there is no difference."""
+    there = {kind: text for kind, text in to if kind in _PLACES}
+    ways = [(text, there[kind]) for kind, text in parts if kind in there and text != there[kind]]
+    ways.sort(key=lambda way: -len(way[0]))
+
+    def moved(text: str) -> str:
+        return next((text.replace(*way) for way in ways if way[0] in text), text)
+
+    return [(kind, text if kind in _PLACES else moved(text)) for kind, text in parts]
 
 
 def _essential(found: list[Difference], then: str, now: str) -> tuple[Difference, ...]:
