@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cargo_cow.errors import WarehouseMissing, WarehouseUnusable
-from cargo_cow.warehouse import gc, stats, store
+from cargo_cow.warehouse import gc, housekeeping, stats, store
 from tests.support.projects import SOURCE
 
 from .conftest import FILES, Place, told
@@ -103,10 +103,18 @@ def test_an_entry_of_another_kind_is_taken_as_it_is(place: Place, project: Path)
     assert not other.exists()
 
 
-def test_the_store_lets_go_by_itself(place: Place, project: Path) -> None:
+def test_the_store_lets_go_by_itself(
+    place: Place, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = time.time() - MONTH
     for entry in place.entries():
         os.utime(entry / "entry.json", (old, old))
+    off = place.root / "gitconfig"
+    off.write_text("[cargo-cow]\nwarehouseGc = false\n")
+    with monkeypatch.context() as patched:
+        patched.setenv("GIT_CONFIG_GLOBAL", str(off))
+        assert housekeeping.tidy(place.store) is None
+    assert len(place.entries()) == 3
     number = len(place.events())
     # A store that was just made asks nobody; one that was asked about long ago does.
     note = place.store / "tidied"

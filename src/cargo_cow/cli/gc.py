@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def command(
 
     root = found(Path.cwd(), named, manifest_path)
     if automatic:
+        os.nice(10)  # a build may go on beside it
         housekeeping.tidy(root)
         return 0
     policy = housekeeping.settings(root).policy
