@@ -176,8 +176,8 @@ def version() -> str:
 def _ask(
     arguments: Sequence[str | Path],
     given: bytes | None = None,
-    directory: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> dict[str, Any]:
     import subprocess
 

@@ -15,7 +15,7 @@ import pytest
 
 from cargo_cow.errors import WarehouseMissing, WarehouseUnusable
 from cargo_cow.warehouse import gc, housekeeping, stats, store
-from tests.support.projects import SOURCE
+from tests.support.projects import SOURCE, cow, settle
 
 from .conftest import FILES, Place, told
 
@@ -212,6 +212,40 @@ def test_gc_leaves_what_is_in_use(place: Place, project: Path) -> None:
     done = gc.carry_out(place.store, planned)
     assert (done.removed, done.in_use) == (2, 1)
     assert [entry.crate for entry in store.entries(place.store)] == ["util"]
+
+
+def test_whole_units_are_entries_as_well(place: Place) -> None:
+    project = place.project("main", FILES)
+    environment = place.environment(CARGO_COW_KEEP="wait")
+    settle()
+    for _ in range(2):
+        assert cow(project, place.scratch, "build", **environment).status == 0
+        place.wait()
+        shutil.rmtree(project / "target")
+    subprocess.run(["sync", "-f", place.store], check=True)
+    where = ("--store", str(place.store))
+    told = _cow(project, "stats", *where)
+    kept = store.entries(place.store)
+    units = [entry for entry in kept if entry.kind == "unit"]
+    calls = [entry for entry in kept if entry.kind == "call"]
+    assert units
+    assert calls
+    assert told["grafted"] >= 1
+    # Both hold the same data, which is on the disk once.
+    alone = sum(entry.size for entry in calls)
+    assert told["disk"]["exclusive_bytes"] < 1.2 * alone + 500_000
+    assert told["disk"]["saved_bytes"] > 0.8 * alone
+    later = time.time() + 2 * gc.RECENT
+    both = gc.plan(place.store, kept, gc.Policy(unused_for=0), later)
+    assert len(both.going) == len(kept)
+    assert both.frees == told["disk"]["exclusive_bytes"]
+    only = gc.plan(place.store, kept, gc.Policy(unused_for=None, budget=0), later)
+    assert sum(one.alone for one in only.going) == only.frees == both.frees
+    # A unit's calls are what can be compiled again.
+    outcomes = _cow(project, "verify", "--recompile", *where)["recompiled"]
+    tried = {one["crate"]: one["verdict"] for one in outcomes if one["verdict"] != "not-tried"}
+    assert set(tried) == {"app", "build_script_build", "util"}
+    assert sum("whole unit" in one["why"] for one in outcomes) == len(units)
 
 
 def test_a_gc_that_is_killed_leaves_a_store_that_works(

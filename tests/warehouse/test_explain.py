@@ -14,7 +14,7 @@ import pytest
 
 from cargo_cow.warehouse import explaining
 from cargo_cow.warehouse.explaining import Difference
-from tests.support.projects import SOURCE
+from tests.support.projects import SOURCE, cow, settle
 
 from .conftest import PACKAGE, Place
 
@@ -62,6 +62,19 @@ def test_nothing_like_it(place: Place, library: Path) -> None:
     # What comes back is no miss.
     shutil.rmtree(library / "target")
     assert place.build(library).rustc == []
+    assert explained(place, library) == []
+
+
+def test_a_unit_that_came_whole_is_no_miss(place: Place, library: Path) -> None:
+    shutil.rmtree(library / "target")
+    environment = place.environment(CARGO_COW_KEEP="wait")
+    assert cow(library, place.scratch, "build", **environment).status == 0
+    (library / "src/inner.rs").write_text('pub const A: &str = "b";\n')
+    settle()
+    assert cow(library, place.scratch, "build", **environment).status == 0
+    assert len(explained(place, library)) == 1
+    shutil.rmtree(library / "target")
+    assert cow(library, place.scratch, "build", **environment).status == 0
     assert explained(place, library) == []
 
 

@@ -148,6 +148,7 @@ def test_who_misses_most() -> None:
             event("miss", "b", "not restored: No space", "/two/debug"),
             event("hit", "a", "", "/two/debug"),
             {"time": 5, "what": "tidied", "removed": 3, "freed": 100},
+            {"time": 5, "what": "grafted", "units": 7, "seconds": 1, "compile_seconds": 5},
             {"time": 5, "what": "something new"},
         ]
     )
@@ -156,4 +157,5 @@ def test_who_misses_most() -> None:
         stats.Project("/one/debug", 0, 2),
         stats.Project("/two/debug", 1, 2),
     }
+    assert (counted.grafted, counted.seconds_saved) == (7, 4)
     assert (counted.failed, counted.let_go, counted.let_go_bytes) == (1, 3, 100)

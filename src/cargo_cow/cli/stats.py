@@ -69,8 +69,9 @@ def command(
         ]
     rows += [
         ("hits", f"{counted.hits}{share}"),
+        ("grafted", f"{counted.grafted} units" if counted.grafted else ""),
         ("a hit took", f"{counted.milliseconds_per_hit:.1f} ms" if counted.hits else ""),
-        ("compiling saved", f"{counted.seconds_saved:.0f} s" if counted.hits else ""),
+        ("compiling saved", f"{counted.seconds_saved:.0f} s" if counted.seconds_saved else ""),
         ("reflinked", render.human_bytes(counted.reflinked_bytes)),
         ("copied", _with_reasons(counted.copied_bytes, counted.copied_reasons)),
         ("misses", str(counted.misses)),

@@ -40,12 +40,15 @@ class Project(NamedTuple):
 class Stats(NamedTuple):
     """What became of the calls.  Bytes are those of files given out (hits) or taken in (kept).
 
+    ``grafted``: whole units that were put into targets before Cargo.
     ``failed``: misses where there was an entry, and its files could not be given out.
-    ``seconds_saved`` is what the compiles of the hits took when they were kept, less what the
-    hits took.  ``let_go`` entries went by themselves, which gave ``let_go_bytes`` back.
+    ``seconds_saved`` is what the compiles of hits and grafted units took when they were kept, less
+    what giving them out took.  ``let_go`` entries went by themselves, and gave ``let_go_bytes``
+    back.
     """
 
     hits: int
+    grafted: int
     misses: int
     failed: int
     kept: int
@@ -74,7 +77,8 @@ def count(events: Iterable[dict[str, Any]], since: float = 0.0) -> Stats:
     }
     projects: dict[str, Counter[str]] = {}
     crates: dict[tuple[str, str, str], Counter[str]] = {}
-    reflinked = copied = failed = let_go = let_go_bytes = 0
+    reflinked = copied = failed = grafted = let_go = let_go_bytes = 0
+    grafting = 0.0
     saved = spent = 0.0
     for event in events:
         if _number(event.get("time")) < since:
@@ -94,6 +98,10 @@ def count(events: Iterable[dict[str, Any]], since: float = 0.0) -> Stats:
         if kind == "hit":
             spent += _number(event.get("seconds"))
             saved += _number(event.get("compile_seconds"))
+        elif kind == "grafted":
+            grafted += int(_number(event.get("units")))
+            grafting += _number(event.get("seconds"))
+            saved += _number(event.get("compile_seconds"))
         elif kind == "miss":
             failed += reason.startswith(_NOT_RESTORED)
             crate = str(event.get("package") or ""), str(event.get("crate") or ""), project
@@ -105,6 +113,7 @@ def count(events: Iterable[dict[str, Any]], since: float = 0.0) -> Stats:
     missed_most = sorted(crates.items(), key=lambda one: (-one[1].total(), one[0]))[:_LISTED]
     return Stats(
         hits=hits,
+        grafted=grafted,
         misses=what["miss"],
         failed=failed,
         kept=what["kept"],
@@ -114,7 +123,7 @@ def count(events: Iterable[dict[str, Any]], since: float = 0.0) -> Stats:
         reflinked_bytes=reflinked,
         copied_bytes=copied,
         copied_reasons=dict(reasons["copied"].most_common()),
-        seconds_saved=max(0.0, saved - spent),
+        seconds_saved=max(0.0, saved - spent - grafting),
         milliseconds_per_hit=spent / hits * 1000 if hits else 0.0,
         let_go=let_go,
         let_go_bytes=let_go_bytes,

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cargo_cow import native
-from cargo_cow.cargo.target import RECORD_NAME, Target, Unit, mtime
+from cargo_cow.cargo.target import ASKED_NAME, RECORD_NAME, Target, Unit, mtime
 from cargo_cow.errors import CowError
 from cargo_cow.prepare import record
 from cargo_cow.prepare.capture import Capturer
@@ -351,7 +351,7 @@ class _Keeper:
             if not stat.S_ISREG(status.st_mode):
                 raise _Refused(f"{name} is no file")
             base = os.path.basename(name)
-            if base == RECORD_NAME or base.endswith(".tmp"):
+            if base in (RECORD_NAME, ASKED_NAME) or base.endswith(".tmp"):
                 continue
             inode = (status.st_dev, status.st_ino)
             if inode in first:
