@@ -232,11 +232,11 @@ def _state_figures(report: Report) -> Iterator[Figure]:
             )
     states = report.cell("states", COW)
     if states is not None:
-        added, target = states.value("added_bytes"), states.value("target_bytes")
-        if added is not None and target:
+        alone, target = states.value("exclusive_bytes"), states.value("target_bytes")
+        if alone is not None and target:
             yield Figure(
-                "twenty states: bytes the filesystem holds more",
-                added,
+                "twenty states: bytes that come back when they are deleted",
+                alone,
                 1.5 * target,
                 "bytes",
                 "limit: 1.5 × one target",

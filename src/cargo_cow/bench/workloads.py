@@ -158,7 +158,8 @@ def _switching(bench: Bench, tool: str, here: str, other: str) -> Path:
 
 def twenty_states(bench: Bench, tool: str, run: int) -> steps.Sample:
     """Twenty commits, each built and kept as a state: what the filesystem then holds more, before
-    and after the compaction that else happens by itself.
+    and after the compaction that else happens by itself, and what comes back when they are
+    deleted.  The difference is what the live target itself has changed since.
 
     Seconds are the median of ``snapshot create``, Python's start included.
     """
@@ -177,11 +178,14 @@ def twenty_states(bench: Bench, tool: str, run: int) -> steps.Sample:
             seconds.append(bench.cow(root, "snapshot", "create", f"bench-{number}").seconds)
         uncompacted = steps.occupied(root) - before
         compacted = bench.cow(root, "snapshot", "compact")
+        held = steps.occupied(root)
+        bench.cow(root, "snapshot", "delete", *(f"bench-{number}" for number in range(_STATES)))
         values = {
             "states": float(_STATES),
             "uncompacted_bytes": float(uncompacted),
             "compact_seconds": compacted.seconds,
-            "added_bytes": float(steps.occupied(root) - before),
+            "added_bytes": float(held - before),
+            "exclusive_bytes": float(held - steps.occupied(root)),
             "target_bytes": float(target.exclusive_bytes + target.shared_bytes),
         }
         return steps.Sample(statistics.median(seconds), None, values)

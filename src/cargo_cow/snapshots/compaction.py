@@ -178,11 +178,12 @@ def _pieces(found: Sequence[State], live: Sequence[str], *, again: bool) -> list
     for entry in found:
         note = states.read_compacted(entry.path)
         kept = frozenset(() if note is None or again else note.kept)
+        packed = frozenset(() if note is None else note.packed)
         seen: list[tuple[str, Use, int]] = []
         for name, facts in _files(os.fspath(entry.target)):
             usual, use = _usual(name), Use(entry.id, name)
             seen.append((usual, use, facts.st_size))
-            if _is_live(name, facts, live):
+            if name in packed or _is_live(name, facts, live):
                 continue
             left = _looked(use, f"{entry.target}/{name}", live)
             known = by_name.setdefault(usual, [])
@@ -367,6 +368,7 @@ class _Work:
         self._targets = {entry.id: entry.target for entry in wanted.states}
         self._notes: dict[str, Compacted] = {}
         self._kept: dict[str, set[str]] = {}
+        self._packed: dict[str, set[str]] = {}
         self._gone: set[str] = set()
         self._shared = self._rewritten = self._foreign = 0
         self._touched: set[str] = set()
@@ -435,13 +437,15 @@ class _Work:
             # The digest first: what it saw is what the seal, asked after it, vouches for.
             states.verify(entry)
             kept = () if before is None or self._plan.again else before.kept
-            note = Compacted(stats, None, kept)
+            packed = () if before is None else before.packed
+            note = Compacted(stats, None, kept, packed)
             states.write_compacted(entry.path, note)
         except (FileNotFoundError, CowError):
             self._gone.add(identity)
             raise _Gone from None
         self._notes[identity] = note
         self._kept[identity] = set(note.kept)
+        self._packed[identity] = set(note.packed)
 
     def _end(self, identity: str) -> None:
         """Note the transaction that is the state's last now."""
@@ -450,13 +454,14 @@ class _Work:
             return
         entry = self._states[identity]
         kept = tuple(sorted(self._kept.pop(identity)))
+        packed = tuple(sorted(self._packed.pop(identity)))
         try:
             before = states.seal(entry.target)
             # Between the two looks nobody changed anything, and all is as it was published.
             same = states.stats_digest(entry.target) == note.stats
             sealed = same and states.seal(entry.target) == before
             value = before.value if sealed and entry.seal.kind == "subvolume" else None
-            states.write_compacted(entry.path, Compacted(note.stats, value, kept))
+            states.write_compacted(entry.path, Compacted(note.stats, value, kept, packed))
         except FileNotFoundError:
             self._gone.add(identity)
 
@@ -497,9 +502,13 @@ class _Work:
                     left = self._share(_held(_path(self._targets, use), held), files, left)
             shared = total - spans.length(left)
             self._shared += shared
-            if not left:
-                return True
-            return self._plan.compresses and self._compress(files, left, whole=not shared)
+            settled = not left or (
+                self._plan.compresses and self._compress(files, left, whole=not shared)
+            )
+            for use, user in zip(piece.users, users, strict=True):
+                if spans.length(spans.spans_of(user)) < _LEAST:
+                    self._packed.setdefault(use.state, set()).add(use.name)
+            return settled
 
     def _share(self, other: int, files: Sequence[_Open], left: list[Span]) -> list[Span]:
         """Share with ``other`` what is equal; returns what is left."""

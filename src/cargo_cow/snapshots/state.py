@@ -103,12 +103,13 @@ class Compacted(NamedTuple):
 
     ``stats``: digest over the stats of the target, taken while its seal held.  ``seal``: the
     value of the seal afterwards; None while it is at work, or where it was killed.  ``kept``: files
-    that it has tried without gain.
+    that it has tried without gain; ``packed``: those of which all is compressed.
     """
 
     stats: str
     seal: str | None
     kept: tuple[str, ...]
+    packed: tuple[str, ...]
 
 
 class Damaged(NamedTuple):
@@ -333,7 +334,9 @@ def read_compacted(path: Path) -> Compacted | None:
         digest = value.pop("digest")
         if value["format"] != FORMAT or value["id"] != path.name or digest != _digest(value):
             return None
-        return Compacted(str(value["stats"]), value["seal"], tuple(value["kept"]))
+        return Compacted(
+            str(value["stats"]), value["seal"], tuple(value["kept"]), tuple(value["packed"])
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
