@@ -391,6 +391,18 @@ class Target:
         return found
 
 
+def unit_at(build_dir: str, layout: Layout, key: str, stem: str) -> Unit:
+    """The unit ``key`` (``Unit.key``) as it lies, or would lie, in a build directory."""
+    name, _, directory = key.rpartition("/")
+    package, _, digits = directory.rpartition("-")
+    profile = Profile(f"{build_dir}/{name}", name, layout)
+    if layout == "new":
+        path = f"{profile.directory}/build/{package}/{digits}/fingerprint"
+    else:
+        path = f"{profile.directory}/.fingerprint/{directory}"
+    return Unit(profile, package, digits, path, stem)
+
+
 def unit_times(build_dir: str) -> dict[str, int]:
     """When each unit was made (mtime of its ``invoked.timestamp``, ns), by its directory.
 

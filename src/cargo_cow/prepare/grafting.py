@@ -27,15 +27,12 @@ from cargo_cow.prepare import identity, proof, record, stamp
 from cargo_cow.prepare.contents import Contents
 from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place
-from cargo_cow.prepare.proof import Drop, Proof, Rewrite, Verdict
+from cargo_cow.prepare.proof import HOPELESS, Drop, Proof, Rewrite, Verdict
 from cargo_cow.prepare.record import Record
 from cargo_cow.prepare.sources import Source
 
 _ASIDE = ".cargo-cow"
 _NAME = "graft"
-
-# Cargo reruns such a script on every build, and rebuilds what depends on it: no unit helps.
-_HOPELESS = frozenset({"declared-missing", "written"})
 
 
 class Build(NamedTuple):
@@ -100,7 +97,7 @@ def wanted(verdicts: Iterable[Verdict], here: Proof) -> tuple[str, ...]:
             hopeless[key] = False
             verdict = found.get(key)
             reason = verdict.reason if verdict is not None else None
-            known = reason is not None and reason.code in _HOPELESS
+            known = reason is not None and reason.code in HOPELESS
             if not known:
                 made = here.record(key)
                 below = made.dependencies if made is not None else ()

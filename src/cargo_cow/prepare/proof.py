@@ -89,6 +89,9 @@ _HARD = frozenset(
 # What may be a script's work: an input that is not as it was.
 _WRITTEN = frozenset({"missing", "content", "hidden-input"})
 
+HOPELESS = frozenset({"declared-missing", "written"})
+"""Cargo reruns such a script on every build, and rebuilds what depends on it: no unit helps."""
+
 # What Cargo never sees in place; a first build elsewhere would.
 _BLIND = frozenset({"package", "hidden", "git", "written"})
 

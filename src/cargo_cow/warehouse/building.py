@@ -7,22 +7,21 @@ Nothing here stops a build: what goes wrong is said once, and Cargo does the wor
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cargo_cow import prepare
 from cargo_cow.cargo.target import unit_times
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.prepare.place import Place
-from cargo_cow.prepare.proof import Plan
-from cargo_cow.warehouse import grafting, planning, surroundings
-from cargo_cow.warehouse.grafting import Grafted, GraftPlan
+from cargo_cow.warehouse import planning, surroundings
 from cargo_cow.warehouse.planning import Asked
+
+if TYPE_CHECKING:
+    from cargo_cow.prepare.proof import Plan
+    from cargo_cow.warehouse.grafting import Grafted, GraftPlan
 
 
 class Ready(NamedTuple):
@@ -69,11 +68,17 @@ def before(
     asked = planning.ask(workspace, arguments, cwd, store[0])
     if asked is None:
         return Ready(None, None, None, since, unit_times(place.build_dir))
-    complete = grafting.is_complete(place, asked)
-    if judged is None and not (unchanged and complete):
+    complete = planning.is_complete(asked, place.build_dir)
+    if complete and unchanged:
+        return Ready(asked, None, None, since, unit_times(place.build_dir))
+    # Loaded where something has to be built: a build with nothing to do pays for none of it.
+    from cargo_cow import prepare
+    from cargo_cow.warehouse import grafting
+
+    if judged is None:
         found = prepare.look(workspace, place)
         judged = None if found is None else found.plan
-    if complete and (judged is None or grafting.is_fresh(asked, judged)):
+    if complete and (judged is None or planning.is_fresh(asked, judged)):
         return Ready(asked, None, None, since, unit_times(place.build_dir))
     profiles = {key.rpartition("/")[0] for key, _ in asked.units}
     around = surroundings.around(str(beside), cwd, asked.rustc, asked.toolchain, profiles)
@@ -103,6 +108,8 @@ def _existing(path: Path) -> Path:
 
 def _bring_probes(store: Path, target: Path) -> None:
     """What Cargo learned of the compiler while it planned; it judges itself whether that holds."""
+    import shutil
+
     probes = store / planning.PROBES
     if probes.is_file() and not (target / ".rustc_info.json").exists():
         try:
@@ -117,6 +124,8 @@ KEEPING = "CARGO_COW_KEEP"
 
 def after(ready: Ready, workspace: Workspace, arguments: Sequence[str]) -> None:
     """Keep what was built, in a process of its own that ends with it; a build waits for nothing."""
+    import subprocess
+
     words = [sys.executable, "-m", "cargo_cow", "graft", "--keep"]
     words += ["--since", str(ready.since), "--target-dir", str(workspace.build_dir)]
     words += ["--", *arguments]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from cargo_cow import filesystems, native, prepare
 from cargo_cow.cargo.lock import build_lock
-from cargo_cow.cargo.target import Layout, Profile, Target, Unit
+from cargo_cow.cargo.target import Layout, Target, Unit, unit_at
 from cargo_cow.errors import CowError
 from cargo_cow.filesystems.failures import translated
 from cargo_cow.prepare import grafting, proof, record, stamp
@@ -87,21 +87,6 @@ class Grafted(NamedTuple):
     notes: tuple[str, ...]
 
 
-def is_complete(place: Place, asked: Asked) -> bool:
-    """Whether every unit that is asked for is in the target, fresh or not.  A few stats."""
-    for key, stem in asked.units:
-        unit = _unit(place.build_dir, asked.layout, key, stem)
-        if not os.path.exists(unit.hash_file):
-            return False
-    return True
-
-
-def is_fresh(asked: Asked, judged: proof.Plan) -> bool:
-    """Whether a proof found every unit that is asked for to be right."""
-    wrong = {verdict.key for verdict in judged.verdicts if verdict.status in ("unproven", "dirty")}
-    return not any(key in wrong for key, _ in asked.units)
-
-
 def plan(
     place: Place, asked: Asked, found: Surroundings, judged: proof.Plan | None = None
 ) -> GraftPlan:
@@ -111,18 +96,6 @@ def plan(
     """
     with translated("looking into the warehouse for", Path(place.build_dir)):
         return _Choice(place, asked, found, judged).plan()
-
-
-def _unit(build_dir: str, layout: str, key: str, stem: str) -> Unit:
-    """A unit as it would lie in the build directory, there or not."""
-    name, _, directory = key.rpartition("/")
-    package, _, digits = directory.rpartition("-")
-    profile = Profile(f"{build_dir}/{name}", name, "new" if layout == "new" else "legacy")
-    if layout == "new":
-        path = f"{profile.directory}/build/{package}/{digits}/fingerprint"
-    else:
-        path = f"{profile.directory}/.fingerprint/{directory}"
-    return Unit(profile, package, digits, path, stem)
 
 
 class _Choice:
@@ -251,7 +224,7 @@ class _Choice:
                 return f"{path} differs"
         made = entry.record
         if made is not None:
-            unit = _unit(self._place.build_dir, self._asked.layout, entry.key, stem)
+            unit = unit_at(self._place.build_dir, self._asked.layout, entry.key, stem)
             reason = self._proof.own_reason(unit, made)
             if reason is not None:
                 return str(reason)
@@ -454,7 +427,7 @@ def _install(
     staged: Path,
     target: Path,
 ) -> None:
-    unit = _unit(str(target), layout, entry.key, entry.stem)
+    unit = unit_at(str(target), layout, entry.key, entry.stem)
     made = entry.record
     if made is not None:
         # Builds of another target: here they go by other times.

@@ -13,21 +13,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cargo_cow import native
 from cargo_cow.cargo import configuration
-from cargo_cow.cargo.target import Layout
+from cargo_cow.cargo.target import Layout, unit_at
 from cargo_cow.cargo.workspace import cargo_program
+from cargo_cow.prepare.proof import HOPELESS
 
 if TYPE_CHECKING:
     from cargo_cow.cargo.workspace import Workspace
+    from cargo_cow.prepare.proof import Plan
 
 _ROOM = "planning"
 PROBES = f"{_ROOM}/.rustc_info.json"
@@ -81,6 +79,35 @@ def ask(
     if asked is not None and store is not None:
         _remember(store, selection, asked)
     return asked
+
+
+def is_complete(asked: Asked, build_dir: str) -> bool:
+    """Whether every unit that is asked for is in the target, fresh or not.  A few stats."""
+    return all(
+        Path(unit_at(build_dir, asked.layout, key, stem).hash_file).exists()
+        for key, stem in asked.units
+    )
+
+
+def is_fresh(asked: Asked, judged: Plan) -> bool:
+    """Whether a proof found every unit that is asked for to be right, or no unit can help.
+
+    A script that Cargo always reruns has Cargo build all that depends on it, whatever is there.
+    """
+    found = {verdict.key: verdict for verdict in judged.verdicts}
+
+    def is_hopeless(key: str) -> bool:
+        verdict = found.get(key)
+        if verdict is None or verdict.reason is None:
+            return False
+        if verdict.reason.code == "dependency-unproven":
+            return is_hopeless(verdict.reason.subject)
+        return verdict.reason.code in HOPELESS
+
+    return not any(
+        key in found and found[key].status in ("unproven", "dirty") and not is_hopeless(key)
+        for key, _ in asked.units
+    )
 
 
 def _selection(workspace: Workspace, arguments: list[str], cwd: Path) -> str:
@@ -151,6 +178,11 @@ def _remember(store: Path, selection: str, asked: Asked) -> None:
 
 
 def _planned(arguments: list[str], cwd: Path, store: Path | None) -> Asked | None:
+    import shutil
+    import tempfile
+
+    from cargo_cow import native
+
     scratch = Path(os.path.realpath(tempfile.mkdtemp(prefix="cargo-cow-plan-")))
     probes = None if store is None else store / PROBES
     try:
@@ -206,6 +238,9 @@ def _listen(words: list[str], environment: dict[str, str], cwd: Path) -> list[st
 
     What it says of the registry it says once, so people hear it now.
     """
+    import subprocess
+    import threading
+
     found: list[str] = []
     with subprocess.Popen(
         words,
@@ -215,8 +250,6 @@ def _listen(words: list[str], environment: dict[str, str], cwd: Path) -> list[st
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     ) as process:
-        import threading
-
         late = threading.Timer(_LONGEST, process.kill)
         late.daemon = True
         late.start()
@@ -236,6 +269,8 @@ def _listen(words: list[str], environment: dict[str, str], cwd: Path) -> list[st
 
 
 def _keep_probes(made: Path, kept: Path) -> None:
+    import shutil
+
     try:
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         temporary = kept.with_name(f"{kept.name}.{os.getpid()}")

@@ -6,6 +6,7 @@ into its keys.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,10 +62,26 @@ def store_for(beside: str, cwd: Path) -> tuple[Path, bool] | None:
     setting = is_on(cwd)
     if setting is None:
         return None
+    known = _known_store(beside, setting)
+    if known is not None:
+        return known
     from cargo_cow import native
 
     answer = native.warehouse({"beside": beside}, _environment(cwd, setting, None))
     return None if answer["root"] is None else (Path(answer["root"]), bool(answer["copies"]))
+
+
+def _known_store(beside: str, setting: str) -> tuple[Path, bool] | None:
+    """The store without asking: the one that is named, or the one that was found before, if it is
+    there.  Whether it is this user's alone is judged before anything is taken or kept."""
+    if setting.startswith("/"):
+        root = Path(setting)
+        return (root, True) if root.is_dir() else None
+    with contextlib.suppress(OSError, ValueError):
+        root = Path(Path(f"{beside}/.cargo-cow/warehouse").read_text().strip())
+        if root.is_absolute() and root.is_dir():
+            return root, False
+    return None
 
 
 def around(
