@@ -107,7 +107,7 @@ class CargoCowWarehouse(CargoCowShim):
         self.builds = 0
 
     def environment(self) -> dict[str, str]:
-        return {**super().environment(), "CARGO_COW_WAREHOUSE": "on"}
+        return {**super().environment(), "CARGO_COW_WAREHOUSE": "on", "CARGO_COW_KEEP": "wait"}
 
     def before_build(self, checkout: Path, target: Path) -> None:
         self.builds += 1
