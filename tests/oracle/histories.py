@@ -124,6 +124,10 @@ def environment(root: Path, layout: str) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
+        # What outlives a step would keep its filesystem busy.
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "cargo-cow.compact",
+        "GIT_CONFIG_VALUE_0": "false",
     }
     for who in ("AUTHOR", "COMMITTER"):
         env |= {

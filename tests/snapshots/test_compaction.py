@@ -352,6 +352,19 @@ def test_a_note_that_is_not_whole_is_none(tiny: Path, harm: str) -> None:
         state.verify(made[0])
 
 
+def test_a_note_that_remembers_less_still_vouches(tiny: Path) -> None:
+    """What was tried or compressed only saves work; without it no state is lost."""
+    made = _make(tiny, 2)
+    _compact(tiny)
+    path = made[0].path / state.COMPACTED_FILE
+    value = json.loads(path.read_text())
+    del value["packed"], value["digest"]
+    value["digest"] = state._digest(value)
+    path.write_text(json.dumps(value))
+    state.verify(made[0])
+    assert _note(made[0]).packed == ()
+
+
 def test_another_subvolume_in_its_place_is_found_out(tiny: Path) -> None:
     """A snapshot of a state has the very stats of it; it is not the state."""
     made = _make(tiny, 2)

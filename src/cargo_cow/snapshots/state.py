@@ -334,9 +334,9 @@ def read_compacted(path: Path) -> Compacted | None:
         digest = value.pop("digest")
         if value["format"] != FORMAT or value["id"] != path.name or digest != _digest(value):
             return None
-        return Compacted(
-            str(value["stats"]), value["seal"], tuple(value["kept"]), tuple(value["packed"])
-        )
+        # Both lists only save work: a note without them is as good.
+        kept, packed = (tuple(value.get(name, ())) for name in ("kept", "packed"))
+        return Compacted(str(value["stats"]), value["seal"], kept, packed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
