@@ -21,6 +21,7 @@ from cargo_cow import filesystems, native, prepare
 from cargo_cow.cargo.lock import build_lock
 from cargo_cow.cargo.target import Layout, Target, Unit, unit_at
 from cargo_cow.errors import CowError
+from cargo_cow.filesystems import temporaries
 from cargo_cow.filesystems.failures import translated
 from cargo_cow.prepare import grafting, proof, record, stamp
 from cargo_cow.prepare.contents import Contents
@@ -343,7 +344,8 @@ def _act(place: Place, wanted: GraftPlan, t0: int, started: float) -> Grafted:
     notes: list[str] = []
     found = wanted.surroundings
     try:
-        staged.mkdir()
+        # Held while we live: it is not what somebody who was killed left behind.
+        temporaries.make(staged, staged.mkdir)
         answer = native.give_units(
             {
                 "root": str(found.root),
