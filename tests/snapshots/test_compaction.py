@@ -263,6 +263,24 @@ def _reflinked(source: str, destination: str) -> None:
     subprocess.run(["cp", "--reflink=always", source, destination], check=True)
 
 
+def test_what_btrfs_leaves_as_it_is_is_not_tried_again(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make(tiny, 2)
+    real = deduplication.rewritten
+
+    def rewritten(source: int, ranges: Any, room: Path, *, compress: bool) -> Any:
+        del compress
+        return real(source, ranges, room, compress=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deduplication, "rewritten", rewritten)
+        patch.setattr(deduplication, "compress_all_the_same", lambda _: None)
+        assert _compact(tiny).rewritten_bytes > 5 * MIB
+    assert _plan(tiny, again=False).pieces == ()
+    assert _plan(tiny).pieces
+
+
 # -- the seal
 
 

@@ -505,10 +505,12 @@ class _Work:
             settled = not left or (
                 self._plan.compresses and self._compress(files, left, whole=not shared)
             )
-            for use, user in zip(piece.users, users, strict=True):
-                if spans.length(spans.spans_of(user)) < _LEAST:
+            raw = [spans.length(spans.spans_of(user)) for user in users]
+            for use, size in zip(piece.users, raw, strict=True):
+                if size < _LEAST:
                     self._packed.setdefault(use.state, set()).add(use.name)
-            return settled
+            # Some small files Btrfs leaves as they are, whatever it is told.
+            return settled and not (self._plan.compresses and raw[0] >= _LEAST)
 
     def _share(self, other: int, files: Sequence[_Open], left: list[Span]) -> list[Span]:
         """Share with ``other`` what is equal; returns what is left."""
