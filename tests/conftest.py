@@ -10,7 +10,6 @@ because there it was promised.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import importlib
@@ -28,6 +27,8 @@ from random import Random
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
+
+from tests.support.watching import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -448,50 +449,14 @@ def ext4(ext4_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     yield from _fresh(ext4_mount, request)
 
 
-_WATCH = """
-while sleep 2; do
-    ls "$2" & asked=$! seconds=0
-    while kill -0 $asked; do
-        sleep 0.5
-        seconds=$((seconds + 1))
-        if [ $seconds -gt 120 ]; then kill -9 "$(cat "$1")"; exit; fi
-    done
-done
-"""
-
-
-@contextlib.contextmanager
-def _watched(mount: Path) -> Iterator[None]:
-    """Kill a zfs-fuse that answers nothing for a minute, and fail.
-
-    It loops for ever, and all its filesystems with it, once a mount has gone together with a file
-    that was open in it.  Who waits for it to open a program can then be interrupted by nothing
-    else, pytest's own timeout included; so this is a process, because a fork that waits holds
-    everything that this one could do.
-    """
-    note = Path(tempfile.gettempdir()) / f"{_ROOM_PREFIX}zfs-fuse.pid"
-    words = ["sh", "-c", _WATCH, "sh", str(note), str(mount)]
-    watch = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        yield
-    finally:
-        ended = watch.poll() is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(watch.pid, signal.SIGKILL)
-        watch.wait()
-    if ended:
-        pytest.fail("zfs-fuse answered nothing for a minute, and was killed")
-
-
 @pytest.fixture
 def zfs(zfs_mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A dataset of the test's own in a real ZFS pool."""
     pool = (zfs_mount.parent / "pool").read_text()
     name = f"{pool}/{os.urandom(4).hex()}"
     _run("zfs", "create", name)
-    with _watched(zfs_mount):
+    note = Path(tempfile.gettempdir()) / f"{_ROOM_PREFIX}zfs-fuse.pid"
+    with watched(zfs_mount, note):
         yield zfs_mount / name.rpartition("/")[2]
     until = time.monotonic() + 10
     # Clones of one test refer to each other only, so -R ends at this dataset.
