@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -73,6 +74,24 @@ def occupied(directory: Path) -> int:
         last = used
         time.sleep(0.25)
     return last
+
+
+def removed(directory: Path) -> None:
+    """Wait until what was removed on the filesystem is given back.
+
+    Btrfs begins with that up to a commit interval later, so that the number in use stands still
+    before it falls.  ``btrfs subvolume sync`` (root) waits for it; else half a minute has to do.
+    """
+    program = shutil.which("btrfs", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if program is not None:
+        words = [program, "subvolume", "sync", os.fspath(directory)]
+        done = processes.run(words, cwd=directory, env=processes.environment(), check=False)
+        if done.status == 0:
+            return
+    time.sleep(_COMMIT_INTERVAL)
+
+
+_COMMIT_INTERVAL = 35.0  # seconds; the mount option "commit" is 30 by default
 
 
 def built_main(bench: Bench, tool: str) -> Path:

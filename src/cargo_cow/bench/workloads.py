@@ -180,6 +180,7 @@ def twenty_states(bench: Bench, tool: str, run: int) -> steps.Sample:
         compacted = bench.cow(root, "snapshot", "compact")
         held = steps.occupied(root)
         bench.cow(root, "snapshot", "delete", *(f"bench-{number}" for number in range(_STATES)))
+        steps.removed(root)
         values = {
             "states": float(_STATES),
             "uncompacted_bytes": float(uncompacted),
