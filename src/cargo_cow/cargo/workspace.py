@@ -1,9 +1,9 @@
 """Where a workspace's root, members and target directories are: Cargo's own answer, cached.
 
-``cargo metadata --no-deps`` costs some 40 ms, more than a whole no-op build may.  Its answer is
-kept below the user's cache directory and used again as long as every manifest and configuration
+``cargo metadata --no-deps`` costs some 40 ms, more than a whole no-op build may.  Its last answers
+are kept below the user's cache directory.  One is used again if every manifest and configuration
 file that could change it has the same stat (size, mtime, ctime, inode), including those that did
-not exist.
+not exist; or, after a branch switch and back, the same content.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import time_ns
 from typing import NamedTuple, TypedDict
 
 from cargo_cow.errors import CargoFailed, NotACargoProject
 
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 4
+_KEPT_ANSWERS = 8
+_GRANULE_NS = 20_000_000  # see `filesystems.clocks`, which this room does not load
 _ENVIRONMENT = (
     "CARGO",
     "CARGO_HOME",
@@ -132,10 +135,14 @@ def load(cwd: Path, cargo_args: Sequence[str] = ()) -> Workspace:
         ]
     )
     cache = _cache_file(identity)
-    value = _read_cache(cache, identity)
+    known = _read_cache(cache, identity)
+    value = _known_answer(cache, identity, known)
     if value is None:
+        before = _before()
         value = _ask_cargo(directory, arguments, toolchain)
-        _write_cache(cache, identity, directory, value)
+        watched = tuple(_Watched(path, *_look(path)) for path in _watched(directory, value))
+        if _newest(watched) < before:
+            _write_cache(cache, identity, [_Entry(watched, value), *known])
     target = option(cargo_args, "--target-dir")
     target_dir = value["target_directory"]
     build_dir = value["build_directory"]
@@ -291,24 +298,93 @@ def _watched(directory: str, value: _Answer) -> list[str]:
     return sorted(paths)
 
 
-def _read_cache(cache: str, identity: str) -> _Answer | None:
+class _Watched(NamedTuple):
+    """A path that an answer depends on: its stat, and the digest of its content or of the names in
+    it; None and an empty digest where there is nothing."""
+
+    path: str
+    status: list[int] | None
+    digest: str
+
+
+class _Entry(NamedTuple):
+    watched: tuple[_Watched, ...]
+    value: _Answer
+
+
+def _look(path: str) -> tuple[list[int] | None, str]:
+    """The stat of a path, taken first, and its digest."""
+    from blake3 import blake3
+
+    status = _stat(path)
+    if status is None:
+        return None, ""
+    try:
+        if os.path.isdir(path):
+            data = b"/" + b"\0".join(sorted(os.fsencode(name) for name in os.listdir(path)))
+        else:
+            with open(path, "rb") as file:
+                data = file.read()
+    except OSError:
+        return status, "unreadable"  # never called the same
+    return status, str(blake3(data).hexdigest())
+
+
+def _before() -> int:
+    """What is not older (ns) may have been written after a look at it that begins now, or will be,
+    under the same stat."""
+    return time_ns() - _GRANULE_NS
+
+
+def _newest(watched: tuple[_Watched, ...]) -> int:
+    return max((when for each in watched for when in (each.status or ())[2:]), default=0)
+
+
+def _known_answer(cache: str, identity: str, known: list[_Entry]) -> _Answer | None:
+    """The kept answer that is still right, the newest first."""
+    for entry in known:
+        if all(_stat(watched.path) == watched.status for watched in entry.watched):
+            return entry.value
+    found: dict[str, tuple[list[int] | None, str]] = {}
+    before = _before()
+
+    def is_same(watched: _Watched) -> bool:
+        if watched.path not in found:
+            found[watched.path] = _look(watched.path)
+        status, digest = found[watched.path]
+        return (status is None) == (watched.status is None) and (
+            digest == watched.digest != "unreadable"
+        )
+
+    for entry in known:
+        if all(is_same(watched) for watched in entry.watched):
+            again = tuple(
+                watched._replace(status=found[watched.path][0]) for watched in entry.watched
+            )
+            if _newest(again) < before:
+                others = [other for other in known if other is not entry]
+                _write_cache(cache, identity, [_Entry(again, entry.value), *others])
+            return entry.value
+    return None
+
+
+def _read_cache(cache: str, identity: str) -> list[_Entry]:
     try:
         with open(cache, "rb") as file:
             stored = json.loads(file.read())
         if stored["identity"] != identity:
-            return None
-        for path, status in stored["watched"]:
-            if _stat(path) != status:
-                return None
-        value: _Answer = stored["value"]
+            return []
+        return [
+            _Entry(tuple(_Watched(*watched) for watched in entry["watched"]), entry["value"])
+            for entry in stored["answers"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return value
+        return []
 
 
-def _write_cache(cache: str, identity: str, directory: str, value: _Answer) -> None:
-    watched = [[path, _stat(path)] for path in _watched(directory, value)]
-    text = json.dumps({"identity": identity, "watched": watched, "value": value})
+def _write_cache(cache: str, identity: str, entries: list[_Entry]) -> None:
+    answers = [entry._asdict() for entry in entries[:_KEPT_ANSWERS]]
+    text = json.dumps({"identity": identity, "answers": answers})
     temporary = f"{cache}.{os.getpid()}.tmp"
     try:
         os.makedirs(os.path.dirname(cache), exist_ok=True)
