@@ -525,3 +525,61 @@ def test_what_git_ignores(tmp_path: Path) -> None:
     (root / "line\nbreak.gen").write_text("x")
     with pytest.raises(GitFailed):  # it is quoted: what git says is not what was asked
         git.ignored(root, [str(root / "line\nbreak.gen")])
+
+
+def test_moves_are_those_of_gits_log(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    root.mkdir()
+    sh(root, "init", "-q")
+    assert git.moves(root / ".git") is None  # nothing ever moved
+    for number in range(3):
+        sh(root, "commit", "-q", "--allow-empty", "-m", f"tab\tand > {number}")
+    sh(root, "switch", "-qc", "other \xe4".replace(" ", "-"))
+    sh(root, "commit", "-q", "--allow-empty", "--amend", "-m", "again")
+    sh(root, "switch", "-q", "trunk")
+    told = ask(root, "log", "-g", "--date=unix", "--format=%gd%x00%gs", "HEAD", "--")
+    assert told is not None
+    expected = []
+    for line in told.split("\n"):
+        when, _, word = line.partition("\0")
+        expected.append((int(when.rpartition("{")[2].rstrip("}")), word))
+    assert git.moves(root / ".git") == expected
+    linked = tmp_path / "linked"
+    sh(root, "worktree", "add", "-q", "--detach", linked)
+    sh(linked, "reset", "-q", "--hard", "HEAD")
+    moves = git.moves(root / ".git/worktrees/linked")
+    assert moves is not None
+    assert all(word for _, word in moves)
+
+
+def test_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    front = "0" * 40 + " " + "1" * 40 + " A Developer <a@b> "
+    lines = [f"{front}{1_700_000_000 + number} +0000\tcommit: {number}" for number in range(2000)]
+    (tmp_path / "logs/HEAD").write_text("\n".join(lines) + "\n")
+    moves = git.moves(tmp_path)
+    assert moves is not None
+    assert 100 < len(moves) < 2000
+    assert moves[0] == (1_700_001_999, "commit: 1999")
+    assert moves == [(1_700_001_999 - n, f"commit: {1999 - n}") for n in range(len(moves))]
+
+
+def test_a_main_checkout_alone_starts_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "project"
+    root.mkdir()
+    sh(root, "init", "-q")
+    sh(root, "commit", "-q", "--allow-empty", "-m", "one")
+    (root / "inside").mkdir()
+    sh(root, "worktree", "add", "-q", "--detach", tmp_path / "linked")
+    (_, both), main = git.checkouts(root), git.checkouts(root)[0]
+    assert both.root == tmp_path / "linked"
+    sh(root, "worktree", "remove", tmp_path / "linked")
+
+    def refuse(*_: object) -> None:
+        pytest.fail("git was started")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(git, "Asked", refuse)
+        assert git.checkouts(root / "inside") == [main]

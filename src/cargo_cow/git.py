@@ -167,13 +167,18 @@ def run(args: Sequence[str | os.PathLike[str]], cwd: Path, *, check: bool = True
     return answer.output
 
 
-def own_settings(directory: Path) -> dict[str, str]:
+def own_asked(directory: Path) -> Asked:
+    """The question of `own_settings`, for who has other work to do meanwhile."""
+    return Asked(["config", "--null", "--get-regexp", r"^cargo-cow\."], directory)
+
+
+def own_settings(directory: Path, question: Asked | None = None) -> dict[str, str]:
     """``cargo-cow.*`` of the configuration that holds in ``directory``: names in small letters and
     without that beginning (git-config(1)); one without a value is true.
 
     Raises GitFailed when git itself cannot be started.
     """
-    answer = call(["config", "--null", "--get-regexp", r"^cargo-cow\."], directory)
+    answer = (question or own_asked(directory)).answer()
     result = {}
     for entry in os.fsdecode(answer.output).split("\0"):
         name, separator, value = entry.partition("\n")
@@ -540,6 +545,9 @@ def checkouts(path: Path) -> list[Checkout]:
 
     Raises GitFailed outside git.
     """
+    here = checkout_of(path)
+    if here is not None and here.is_main and not here.bare and not _has_worktrees(here):
+        return [here]
     answer = call(["worktree", "list", "--porcelain", "-z"], path)
     separator = b"\0"
     if answer.status == 129:  # git before 2.36 has no -z there; then newlines in paths are lost
@@ -547,9 +555,11 @@ def checkouts(path: Path) -> list[Checkout]:
         separator = b"\n"
     if answer.status != 0:
         raise _failed(["worktree", "list"], answer)
-    common = Path(
-        os.path.realpath(path / _line(run(["rev-parse", "--git-common-dir"], path))),
-    )
+    if here is not None:
+        common = Path(os.path.realpath(here.common_dir))
+    else:
+        told = _line(run(["rev-parse", "--git-common-dir"], path))
+        common = Path(os.path.realpath(path / told))
     administration = _administration(common)
     result: list[Checkout] = []
     for block in answer.output.split(separator * 2):
@@ -584,6 +594,10 @@ def checkouts(path: Path) -> list[Checkout]:
             )
         )
     return result
+
+
+def _has_worktrees(main: Checkout) -> bool:
+    return os.path.lexists(main.common_dir / "worktrees")
 
 
 def _main_root(common: Path, path: Path) -> Path:
@@ -832,6 +846,32 @@ def head_changed(checkout: Checkout) -> int:
 
 # ---------------------------------------------------------------------------------------------
 # Hooks
+
+
+def moves(git_dir: Path) -> list[tuple[int, str]] | None:
+    """When HEAD of a checkout moved (seconds) and git's word for it, newest first, at least the
+    last hundred if there are so many; None where its log is not a file.
+
+    The file is git's own, and read by all that speak of it (gitrepository-layout(5)): one line each
+    with both commits, who, when, and after a tab the word.
+    """
+    try:
+        with open(git_dir / "logs" / "HEAD", "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LOG_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return None
+    found = []
+    for line in reversed(lines[1 if size > _LOG_BYTES else 0 :]):
+        front, tab, word = line.partition(b"\t")
+        seconds = front.rpartition(b"> ")[2].split(b" ")[0]
+        if tab and seconds.isdigit():
+            found.append((int(seconds), os.fsdecode(word)))
+    return found
+
+
+_LOG_BYTES = 1 << 16
 
 
 def forget_repository() -> None:

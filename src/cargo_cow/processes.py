@@ -21,6 +21,7 @@ def run(
     environment: Mapping[str, str],
     *,
     watched: Callable[[], int] | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> int:
     """Run ``command`` with our stdio and return its exit status, 128 + N if signal N killed it.
 
@@ -29,7 +30,8 @@ def run(
 
     ``watched``: the program only watches over another process, which outlives no signal that it
     is not meant to.  It begins with all four ignored, and ``watched()`` gives the number of the
-    process that gets them (0: not known).  Raises OSError where nothing can be started.
+    process that gets them (0: not known).  ``meanwhile()`` is called once the command runs.  Raises
+    OSError where nothing can be started.
     """
     before = {number: signal.getsignal(number) for number in (*FROM_TERMINAL, *HANDED_ON)}
     ours = {number for number, handler in before.items() if handler is not signal.SIG_IGN}
@@ -60,7 +62,11 @@ def run(
         receiver = child if watched is None else watched()
         if early:
             hand_on(early, None)
-        _, status = os.waitpid(child, 0)
+        try:
+            if meanwhile is not None:
+                meanwhile()
+        finally:
+            _, status = os.waitpid(child, 0)
         receiver = 0
     finally:
         for number, handler in before.items():

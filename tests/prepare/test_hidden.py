@@ -137,6 +137,38 @@ def test_what_was_read_differs(
     assert _told(root) == expected
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("changed", ["content", "time"])
+def test_what_was_read_is_edited_while_cargo_runs(
+    looks: Path, tmp_path: Path, changed: str, when: str
+) -> None:
+    """Cargo would never see it, so that nothing we leave for the next build may hide it.
+
+    ``time``: a file that is as it was, under a newer time; Cargo finds nothing to build, and what
+    there is to remember is found out while it runs.
+    """
+    assert _build(looks, tmp_path).rustc == []
+    settle()
+    source = looks / "app/src/main.rs"
+    text = source.read_text()
+    source.write_text(text if changed == "time" else text + "// edited\n")
+    data = looks / "app/data/a"
+    cargo = tmp_path / "cargo"
+    edit = f'[ "$1" = build ] && {{ printf b > {data}; sleep 0.1; }}'
+    before, after = (edit, ":") if when == "before" else (":", edit)
+    cargo.write_text(f'#!/bin/sh\n{before}\ncargo "$@"\nstatus=$?\n{after}\nexit $status\n')
+    cargo.chmod(0o755)
+    # Edited before, the macro reads the new content, if it runs.
+    compiled = _build(looks, tmp_path, CARGO=str(cargo)).rustc == ["app"]
+    assert compiled == (changed == "content")
+    assert data.read_text() == "b"
+    settle()
+    again = _build(looks, tmp_path).rustc
+    assert again == ([] if compiled and when == "before" else ["app"])
+    assert _told(looks) == "bnoneunset"
+    assert _build(looks, tmp_path).rustc == []
+
+
 def test_what_was_not_read_may_differ(looks: Path, tmp_path: Path) -> None:
     there = looks.parent / "there"
     git(looks, "worktree", "add", "-q", str(there))

@@ -118,6 +118,30 @@ def test_there_and_back_costs_no_compiler(branches: Path, tmp_path: Path) -> Non
     assert len(_states(branches)) == 2
 
 
+def test_the_way_back_asks_git_little(
+    branches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call of git costs as much as the proof of a hundred units."""
+    from cargo_cow import git as gateway
+
+    for branch in ("main", "other"):
+        _switch(branches, branch)
+        assert _build(branches, tmp_path) == []
+    asked: list[list[str]] = []
+    begin = gateway.Asked.__init__
+
+    def ask(self: gateway.Asked, args: list[str], cwd: Path) -> None:
+        asked.append(args)
+        begin(self, args, cwd)
+
+    monkeypatch.setattr(gateway.Asked, "__init__", ask)
+    _switch(branches, "main")
+    report = switching.switched(load(branches))
+    assert report.grafted
+    assert asked == []
+    assert cargo(branches, tmp_path, "build", "--workspace").rustc == []
+
+
 def test_the_next_edit_is_incremental_from_the_right_state(branches: Path, tmp_path: Path) -> None:
     def began(target: Path) -> dict[str, list[Session]]:
         (profile,) = Target(str(target)).profiles

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,7 @@ from cargo_cow.prepare.place import FIXED_PATH, Place, place_of
 from cargo_cow.warehouse.surroundings import is_on as warehouse_is_on
 
 if TYPE_CHECKING:
+    from cargo_cow import git
     from cargo_cow.prepare import Report
     from cargo_cow.prepare.proof import Plan
     from cargo_cow.warehouse.building import Ready as Stored
@@ -62,16 +64,18 @@ def run(arguments: Sequence[str]) -> int:
         and (stored is not None or identity.is_wished(ready.place))
     ):
         arguments, environment = _with_shim(arguments)
-    status = _cargo(arguments, environment)
+    ahead = None if ready is None or ready.noted else _Ahead(ready)
+    status = _cargo(arguments, environment, ahead)
     if ready is not None:
-        _capture(ready)
+        _capture(ready, ahead)
         if stored is not None:
             _store(ready, stored, arguments)
     return status
 
 
 class _Ready(NamedTuple):
-    """A prepared workspace; ``noted``: nothing had changed since the last build's note.
+    """A prepared workspace; ``noted``: nothing had changed since the last build's note, ``fresh``:
+    something had, and Cargo will find nothing to build all the same.
 
     ``plan`` is what was found of its target, if anything was looked at.
     """
@@ -80,6 +84,39 @@ class _Ready(NamedTuple):
     place: Place
     noted: bool
     plan: Plan | None = None
+    fresh: bool = False
+
+
+class _Ahead:
+    """What is done while Cargo runs, for when it has ended.
+
+    A Cargo that builds nothing takes as long as we do to see what there is for the next proof; one
+    that builds gets the machine to itself.
+    """
+
+    def __init__(self, ready: _Ready) -> None:
+        self._ready = ready
+        self._units = unit_times(ready.place.build_dir) if ready.fresh else {}
+        self.draft: unchanged.Draft | None = None
+        self.question: git.Asked | None = None
+
+    def __call__(self) -> None:
+        place = self._ready.place
+        with suppress(CowError, OSError):
+            if not os.environ.get(FIXED_PATH):
+                from cargo_cow.snapshots import housekeeping
+
+                self.question = housekeeping.begin(self._ready.workspace)
+            if self._units:
+                self.draft = unchanged.draft(place, self._units)
+
+    def serves(self) -> bool:
+        """Whether the draft is all that there is to say, and to record."""
+        place = self._ready.place
+        drafted = self.draft
+        return (
+            drafted is not None and drafted.captured and unchanged.holds_for_units(place, drafted)
+        )
 
 
 def _graft(ready: _Ready, arguments: Sequence[str]) -> Stored | None:
@@ -155,7 +192,12 @@ def _prepare(arguments: list[str]) -> _Ready | None:
     if unchanged.holds(place):
         return _Ready(workspace, place, noted=True)
     report = make_fresh(workspace)
-    return _Ready(workspace, place, noted=False, plan=None if report is None else report.plan)
+    plan = None if report is None else report.plan
+    fresh = plan is not None and not plan.count("unproven") and not plan.count("dirty")
+    if report is not None and report.applied is not None:
+        # What was made fresh was made so for this command; what else is there may be of others.
+        fresh = fresh or report.applied.stamped > 0 or report.grafted > 0
+    return _Ready(workspace, place, noted=False, plan=plan, fresh=fresh)
 
 
 def make_fresh(workspace: Workspace) -> Report | None:
@@ -183,10 +225,14 @@ def make_fresh(workspace: Workspace) -> Report | None:
     return report
 
 
-def _capture(ready: _Ready) -> None:
-    if not (ready.noted and unchanged.holds(ready.place)):
+def _capture(ready: _Ready, ahead: _Ahead | None) -> None:
+    if ready.noted and unchanged.holds(ready.place):
+        return
+    if ahead is not None and ahead.draft is not None and ahead.serves():
+        unchanged.leave(ready.place, ahead.draft)
+    else:
         remember(ready.workspace, ready.place)
-        tidy(ready.workspace)
+    tidy(ready.workspace, None if ahead is None else ahead.question)
 
 
 def remember(workspace: Workspace, place: Place) -> bool:
@@ -204,23 +250,28 @@ def remember(workspace: Workspace, place: Place) -> bool:
     return True
 
 
-def tidy(workspace: Workspace) -> None:
+def tidy(workspace: Workspace, question: git.Asked | None = None) -> None:
     """Keep house among the states of the project (see `housekeeping.tidy`)."""
     if os.environ.get(FIXED_PATH):
         return  # it asks git where the checkouts are, which is not the same there
     from cargo_cow.snapshots import housekeeping
 
     try:
-        housekeeping.tidy(workspace, say=_say)
+        housekeeping.tidy(workspace, say=_say, question=question)
     except CowError as error:
         _warn(f"states are not pruned: {error}", error.hint)
 
 
-def _cargo(arguments: Sequence[str], environment: dict[str, str] | None) -> int:
+def _cargo(
+    arguments: Sequence[str],
+    environment: dict[str, str] | None,
+    meanwhile: Callable[[], None] | None,
+) -> int:
     """Run Cargo with our stdio; signals reach it, and its status is ours."""
     program = cargo_program()
     try:
-        return processes.run([program, *arguments], environment or os.environ)
+        command = [program, *arguments]
+        return processes.run(command, environment or os.environ, meanwhile=meanwhile)
     except OSError as error:
         _warn(f"{program}: {error.strerror}", "install Rust, or put cargo on PATH")
         return 127

@@ -66,9 +66,10 @@ class Taking(NamedTuple):
 
 
 class GraftPlan(NamedTuple):
-    """What to graft, as plain data."""
+    """What to graft, as plain data.  ``lacking`` are missing units that no source has."""
 
     takings: tuple[Taking, ...]
+    lacking: tuple[str, ...] = ()
 
     @property
     def keys(self) -> frozenset[str]:
@@ -321,13 +322,13 @@ def plan(
     here = Proof(target, place, contents, packages, cloned, {})
     missing = wanted(judged.verdicts, here)
     if not missing or not sources:
-        return GraftPlan(())
+        return GraftPlan((), missing)
     live = _live(judged, here)
     offerings = _offerings(place, contents, packages, sources, missing, here)
     _examine(live, offerings, missing)
     serving = [offering for offering in offerings if offering.builds]
     if not serving:
-        return GraftPlan(())
+        return GraftPlan((), missing)
     universe = [verdict.key for verdict in judged.verdicts if verdict.status != "unknown"]
     chosen = choose(universe, live, [offering.builds for offering in serving])
     takings = []
@@ -335,7 +336,7 @@ def plan(
         keys = [key for key, at in chosen.items() if at == index]
         if keys:
             takings.append(Taking(offering.source, _grafts(keys, offering, here)))
-    return GraftPlan(tuple(takings))
+    return GraftPlan(tuple(takings), tuple(key for key in missing if key not in chosen))
 
 
 def _live(judged: proof.Plan, here: Proof) -> dict[str, Build]:

@@ -14,11 +14,13 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cargo_cow.cargo.target import Target, unit_times
+from cargo_cow.errors import CowError
 from cargo_cow.filesystems import GRANULE_NS, clock
 from cargo_cow.prepare import record
-from cargo_cow.prepare.contents import Contents, digest_of, walk_below
+from cargo_cow.prepare.contents import MEMO, Contents, digest_of, walk_below
 from cargo_cow.prepare.place import Place, below
 from cargo_cow.prepare.record import CHECKOUT, PACKAGE
 
@@ -36,55 +38,155 @@ def holds(place: Place, real: Callable[[str], str] = str) -> bool:
     """
     build_dir = real(place.build_dir)
     try:
-        with open(f"{build_dir}/{NOTE}", "rb") as file:
-            note = json.loads(file.read())
-        if note["format"] != record.FORMAT or note["place"] != _place(place):
-            return False
-        inputs: dict[str, _Stat] = note["inputs"]
-        if any(_stat(real(path)) != known for path, known in inputs.items()):
-            return False
-        directories: dict[str, _Stat] = note["directories"]
-        if any(_stat(real(path), below=False) != known for path, known in directories.items()):
-            return False
-        presence: dict[str, bool] = note["presence"]
-        if any(os.path.exists(real(path)) != known for path, known in presence.items()):
-            return False
-        variables: dict[str, str | None] = note["variables"]
-        if any(_variable(name) != known for name, known in variables.items()):
-            return False
+        note = _read(build_dir)
         units: dict[str, int] = note["units"]
-        return {real(path): known for path, known in units.items()} == unit_times(build_dir)
-    except (OSError, ValueError, KeyError, TypeError):
+        return _is_true(note, place, real) and {
+            real(path): known for path, known in units.items()
+        } == unit_times(build_dir)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def still_holds(place: Place, target: str) -> bool:
+    """Whether the note in ``target``, a state that `is_whole` was said of, is true of the checkout.
+
+    A clone of it is then what the target at ``place`` would be, had nothing been built there since:
+    whatever is stale in it, Cargo sees by its times.
+    """
+    try:
+        return _is_true(_read(target), place, str)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def is_whole(place: Place, built: int) -> bool:
+    """Whether the last note speaks of the very units that are there, ``built`` of them finished,
+    and of all that a proof elsewhere would ask of them.
+
+    Who holds Cargo's lock can say so of what he takes.
+    """
+    try:
+        note = _read(place.build_dir)
+        return bool(
+            note["place"] == _place(place)
+            and note["all"] is True
+            and note["built"] == built
+            and note["units"] == unit_times(place.build_dir)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _read(build_dir: str) -> dict[str, Any]:
+    with open(f"{build_dir}/{NOTE}", "rb") as file:
+        note: dict[str, Any] = json.loads(file.read())
+    if note["format"] != record.FORMAT:
+        raise ValueError(note["format"])
+    return note
+
+
+def _is_true(note: dict[str, Any], place: Place, real: Callable[[str], str]) -> bool:
+    """Whether all but the units is as the note says.
+
+    Raises KeyError, TypeError and AttributeError for a note of another shape.
+    """
+    if note["place"] != _place(place):
+        return False
+    inputs: dict[str, _Stat] = note["inputs"]
+    if any(_stat(real(path)) != known for path, known in inputs.items()):
+        return False
+    directories: dict[str, _Stat] = note["directories"]
+    if any(_stat(real(path), below=False) != known for path, known in directories.items()):
+        return False
+    names: dict[str, str] = note["names"]
+    if any(_names(path, place, real) != known for path, known in names.items()):
+        return False
+    presence: dict[str, bool] = note["presence"]
+    if any(os.path.exists(real(path)) != known for path, known in presence.items()):
+        return False
+    variables: dict[str, str | None] = note["variables"]
+    return all(_variable(name) == known for name, known in variables.items())
 
 
 def is_of(place: Place, build_dir: str) -> bool:
     """Whether the last build that left a note in ``build_dir`` worked at ``place``."""
     try:
-        with open(f"{build_dir}/{NOTE}", "rb") as file:
-            note = json.loads(file.read())
+        note = _read(build_dir)
         return bool(note["place"][:3] == _place(place)[:3])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def note(place: Place) -> None:
-    """Leave a note of what is there now.  To be called when all of it is proven or recorded.
+class Draft(NamedTuple):
+    """What a note would say.  ``captured``: there is nothing left to record of any unit."""
 
-    Inputs changed within the clock's granule could change again unseen: then there is no note.
+    value: dict[str, Any]
+    captured: bool
+
+
+def note(place: Place) -> None:
+    """Leave a note of what is there now.  To be called when all of it is proven or recorded."""
+    drafted = draft(place)
+    if drafted is not None:
+        leave(place, drafted)
+
+
+def holds_for_units(place: Place, drafted: Draft) -> bool:
+    """Whether no unit was made since the draft."""
+    return bool(drafted.value["units"] == unit_times(place.build_dir))
+
+
+def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
+    """What `note` would leave now; None where there can be no note.
+
+    ``units`` are the `unit_times` of a moment since which somebody may have begun to build.
+
+    Inputs changed within the clock's granule could change again unseen, and what a macro read is
+    seen by nobody but us: where that is not as it was, the next proof has to say so.
     """
-    from cargo_cow.prepare.packages import Packages  # not for who only asks whether it holds
+    # Not for who only asks whether it holds.
+    from cargo_cow.prepare.capture import read_ledger
+    from cargo_cow.prepare.packages import Packages
 
     target = Target(place.build_dir)
-    packages = Packages(place.checkout, place.workspace, place.build_dir, Contents())
+    units = unit_times(place.build_dir) if units is None else units
+    ledger = read_ledger(place.build_dir)
+    contents = Contents(f"{place.build_dir}/{MEMO}")
+    captured = True
+    packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
     inputs: dict[str, _Stat] = {}
     directories: dict[str, _Stat] = {}
+    names: dict[str, str] = {}
     presence: dict[str, bool] = {}
     variables: dict[str, str | None] = {}
+    built = 0
+    # Whether a proof of a clone would find nothing that is not here.
+    complete = True
+
+    def add(path: str, root: str) -> None:
+        """A file of a package, and the names in its directories up to the package's root."""
+        inputs.setdefault(path, _stat(path))
+        directory = os.path.dirname(path)
+        while f"{directory}/".startswith(f"{root}/") and directory not in names:
+            names[directory] = _names(directory, place, str)
+            directory = os.path.dirname(directory)
+
     for unit in target.units:
+        is_built = unit.fingerprint_hash() is not None
+        built += is_built
         made = record.load(unit)
         if made is None:
+            examined = ledger.units.get(unit.key) == unit.invoked()
+            captured = captured and (examined or unit.is_documentation)
+            complete = complete and is_built and ledger.spares(unit, place.registry)
             continue
+        complete = (
+            complete
+            and is_built
+            and (made.named_checkout, made.named_build_dir) == (place.checkout, place.build_dir)
+            and not made.asks_git
+            and (made.hidden is not None or not made.macros)
+        )
         root = os.path.join(place.workspace, made.package_root).rstrip("/")
         inside = below(made.package_root, made.checkout) if made.package_root[:1] == "/" else None
         if inside is not None:
@@ -94,19 +196,23 @@ def note(place: Place) -> None:
             path = os.path.join(bases.get(entry.base, "/"), entry.path).rstrip("/")
             inputs.setdefault(path, _stat(path))
         for timed in made.timed or ():
-            path = f"{root}/{timed.path}"
-            inputs.setdefault(path, _stat(path))
+            add(f"{root}/{timed.path}", root)
         for hidden in made.hidden or ():
             if hidden.kind == "variable":
                 variables[hidden.path] = hidden.digest
                 continue
             path = os.path.join(bases.get(hidden.base, "/"), hidden.path).rstrip("/")
+            same = True
             if hidden.kind == "file":
                 inputs.setdefault(path, _stat(path))
+                same = contents.file(path) == hidden.digest
             elif hidden.kind == "names":
                 directories.setdefault(path, _stat(path, below=False))
+                same = contents.names(path) == hidden.digest
             else:
                 presence[path] = hidden.kind == "existing"
+            if is_built and not same:  # what was dropped Cargo will build, whatever we say
+                return None
         packaged = made.timed is not None or (made.macros and made.hidden is None)
         if made.settled_checkout is not None and packaged:
             # Held to all files of its package until Cargo compiles it here.
@@ -115,29 +221,36 @@ def note(place: Place) -> None:
                 path = os.path.normpath(
                     os.path.join(place.workspace, beyond) if macro else os.path.join(root, name)
                 )
-                inputs.setdefault(path, _stat(path))
-                directory = os.path.dirname(path)
-                while f"{directory}/".startswith(f"{root}/"):
-                    directories.setdefault(directory, _stat(directory, below=False))
-                    directory = os.path.dirname(directory)
+                add(path, root)
     try:
         newest = clock(Path(place.build_dir)) - GRANULE_NS
-        if any(_newest(known) >= newest for known in (*inputs.values(), *directories.values())):
-            return
-        value = {
-            "format": record.FORMAT,
-            "place": _place(place),
-            "inputs": inputs,
-            "directories": directories,
-            "presence": presence,
-            "variables": variables,
-            "units": unit_times(place.build_dir),
-        }
-        path = f"{place.build_dir}/{NOTE}"
-        temporary = f"{path}.{os.getpid()}.tmp"
+    except CowError:
+        return None
+    if any(_newest(known) >= newest for known in (*inputs.values(), *directories.values())):
+        return None
+    value = {
+        "format": record.FORMAT,
+        "place": _place(place),
+        "inputs": inputs,
+        "directories": directories,
+        "names": names,
+        "presence": presence,
+        "variables": variables,
+        "units": units,
+        "built": built,
+        "all": complete,
+    }
+    return Draft(value, captured)
+
+
+def leave(place: Place, drafted: Draft) -> None:
+    """Leave the note.  Without it the next build proves everything once more."""
+    path = f"{place.build_dir}/{NOTE}"
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-            json.dump(value, file, separators=(",", ":"))
+            json.dump(drafted.value, file, separators=(",", ":"))
         os.replace(temporary, path)
     except OSError:
         return
@@ -159,6 +272,18 @@ def _stat(path: str, *, below: bool = True) -> _Stat:
                 status = os.stat(entry, follow_symlinks=follow)
                 found += [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     return found
+
+
+def _names(directory: str, place: Place, real: Callable[[str], str]) -> str:
+    """Digest of the names in a directory, but for what we and Cargo make there."""
+    try:
+        found = sorted(os.fsencode(name) for name in os.listdir(real(directory)))
+    except OSError:
+        return ""
+    ours = {b".cargo-cow"}
+    if os.path.dirname(place.build_dir) == directory:
+        ours.add(os.fsencode(os.path.basename(place.build_dir)))
+    return digest_of(b"\0".join(name for name in found if name not in ours))
 
 
 def _variable(name: str) -> str | None:

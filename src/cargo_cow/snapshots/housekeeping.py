@@ -42,12 +42,12 @@ class Settings(NamedTuple):
     compact: bool
 
 
-def settings(root: Path) -> Settings:
+def settings(root: Path, question: git.Asked | None = None) -> Settings:
     """The settings that hold in the repository around ``root``.
 
     Raises UsageError, which names the setting, for a value that means nothing.
     """
-    values = git.own_settings(root)
+    values = git.own_settings(root, question)
     try:
         last = values.get("keeplast")
         age = values.get("keepnewerthan")
@@ -81,24 +81,53 @@ def _count(name: str, value: str) -> int:
     return int(value)
 
 
-def tidy(workspace: Workspace, *, say: Callable[[str], None], quick: bool = False) -> int:
+class _Room(NamedTuple):
+    """Where states of a project may be, and the names of those that are there."""
+
+    common: Path
+    stores: tuple[Path, Path]
+    names: list[str]
+
+
+def _room(workspace: Workspace) -> _Room | None:
+    """None where there is no state."""
+    checkout = git.checkout_of(workspace.root)
+    if checkout is None:
+        return None
+    common = Path(os.path.realpath(checkout.common_dir)) / "cargo-cow"
+    beside = Path(os.path.realpath(workspace.build_dir)).parent / ".cargo-cow"
+    stores = (common / "states", beside / "states")
+    names = sorted(name for store in stores for name in _states_in(store))
+    return _Room(common, stores, names) if names else None
+
+
+def begin(workspace: Workspace) -> git.Asked | None:
+    """Ask git what `tidy` will want to know, while something else runs; None where there is no
+    state.  Raises GitFailed."""
+    return None if _room(workspace) is None else git.own_asked(workspace.root)
+
+
+def tidy(
+    workspace: Workspace,
+    *,
+    say: Callable[[str], None],
+    quick: bool = False,
+    question: git.Asked | None = None,
+) -> int:
     """Prune by the settings, if anything may have to go; returns how many states went.  Then see
     to it that those that stay are compacted.
 
     Nothing may, while the states and the want of space are those of the last time, for a day.
     ``quick``: what would have to be measured (all extents of all states: 5 s for 100,000 files) is
-    left to the next build.  Raises CowError.
+    left to the next build.  ``question`` is what `begin` asked.  Raises CowError.
     """
-    checkout = git.checkout_of(workspace.root)
-    if checkout is None:
+    room = _room(workspace)
+    if room is None:
+        if question is not None:
+            question.forget()
         return 0
-    common = Path(os.path.realpath(checkout.common_dir)) / "cargo-cow"
-    beside = Path(os.path.realpath(workspace.build_dir)).parent / ".cargo-cow"
-    stores = [path / "states" for path in (common, beside)]
-    names = sorted(name for store in stores for name in _states_in(store))
-    if not names:
-        return 0
-    chosen = settings(workspace.root)
+    common, stores, names = room
+    chosen = settings(workspace.root, question)
     removed = 0
     if chosen.automatic:
         removed = _pruned(workspace, chosen.policy, common, stores, names, say, quick)
@@ -111,7 +140,7 @@ def _pruned(
     workspace: Workspace,
     policy: policies.Policy,
     common: Path,
-    stores: list[Path],
+    stores: tuple[Path, Path],
     names: list[str],
     say: Callable[[str], None],
     quick: bool,

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from cargo_cow import prepare
-from cargo_cow.cargo.target import Target
+from cargo_cow import git, prepare
+from cargo_cow.cargo.target import Target, Unit
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, GitFailed, NoSuchState, StateDamaged
 from cargo_cow.prepare import Look, Report, donors
@@ -182,10 +182,13 @@ def _changed_by_git(place: Place, project: Project, target: Target) -> bool:
     if newest >= place.head_changed:
         return False
     built = newest // 1_000_000_000
-    for index, move in enumerate(taking.moves_of(Path(place.checkout))):
-        if index and move.time < built:
+    moves = None if place.git_dir is None else git.moves(Path(place.git_dir))
+    if moves is None:
+        moves = [(move.time, move.message) for move in taking.moves_of(Path(place.checkout))]
+    for index, (when, word) in enumerate(moves):
+        if index and when < built:
             break
-        if not move.message.startswith("commit"):
+        if not word.startswith("commit"):
             return True
     return False
 
@@ -246,10 +249,13 @@ def _grafts(
     by_origin = {state.path: state for state, _ in known}
     sources = [_source(state, units) for state, units in known]
     sound: set[Path] = set()
-    if neighbours:
-        sources += _neighbours(place)
-    while sources:
+    while sources or neighbours:
         plan = prepare.grafts_for(found, sources)
+        if neighbours and _are_needed(found, plan):
+            # Asked only now: each of them is looked through whole.
+            neighbours = False
+            sources += _neighbours(place)
+            continue
         damaged = set()
         for taken in plan.takings:
             origin = taken.source.origin
@@ -263,6 +269,26 @@ def _grafts(
             return plan
         sources = [source for source in sources if source.origin not in damaged]
     return None
+
+
+def _are_needed(found: Look, plan: GraftPlan) -> bool:
+    """Whether the states lack anything that this commit may need.
+
+    A unit that another one of its kind stands in for is most likely one of another version of its
+    package, which nobody builds here.
+    """
+
+    def kind(unit: Unit) -> tuple[str, str, str]:
+        return unit.profile.name, unit.package, unit.stem
+
+    units = {unit.key: unit for unit in found.target.units}
+    served = {
+        kind(units[verdict.key])
+        for verdict in found.plan.verdicts
+        if verdict.status in ("proven", "kept")
+    }
+    served.update(kind(units[key]) for key in plan.keys)
+    return any(kind(units[key]) not in served for key in plan.lacking)
 
 
 def _neighbours(place: Place) -> list[Source]:
