@@ -112,7 +112,7 @@ def test_what_is_not_proven_is_built(tiny_any: Path, tmp_path: Path) -> None:
     write(tiny_any, {"src/text": "two"})
     os.utime(tiny_any / "src/text", ns=(10**18, 10**18))  # older than the state
     done = snapshots.activate_cache("one", tiny_any)
-    assert done.plan.drop
+    assert done.dropped
     assert cargo(tiny_any, tmp_path, "build").rustc == ["tiny"]
     assert _tells(tiny_any) == "two"
 
@@ -707,7 +707,7 @@ def test_killed_during_activation_the_target_is_the_old_or_the_new(
     hits = 0
     outcomes: dict[str, int] = {}
     for _ in range(12):
-        hits += _killed(["snapshot", "activate", "one"], root, random.uniform(0.3, 1.6) * whole)
+        hits += _killed(["snapshot", "activate", "one"], root, random.uniform(0.05, 1.6) * whole)
         # TINY ignores /target, by exact name: what is half made must not be committed.
         assert "??" not in git(root, "status", "--porcelain", "--untracked-files=all")
         told = _tells(root)

@@ -196,27 +196,22 @@ def activate(*, name: str, no_wait: bool, manifest_path: str | None, style: str)
     done = activation.activate(workspace, name, wait=not no_wait, say=render.say, begun=begun)
     for note in done.notes:
         render.say(note)
-    proven, kept, dropped = (
-        done.plan.count("proven"),
-        done.plan.count("kept"),
-        len(done.plan.drop),
-    )
     if style == "json":
         render.print_json(
             {
                 "state": _value(done.state),
                 "method": done.method,
-                "proven": proven,
-                "kept": kept,
-                "dropped": dropped,
+                "proven": done.proven,
+                "kept": done.held,
+                "dropped": done.dropped,
                 "kept_state": None if done.kept is None else _value(done.kept),
                 "seconds": done.seconds,
             }
         )
         return 0
     click.echo(
-        f"{done.state.title} is live ({done.method}): {proven} units proven, {kept} kept, "
-        f"{dropped} dropped"
+        f"{done.state.title} is live ({done.method}): {done.proven} units proven, "
+        f"{done.held} kept, {done.dropped} dropped"
     )
     if done.kept is not None:
         click.echo(f"what was live is kept as {done.kept.id}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -124,6 +125,24 @@ def is_wished(place: Place) -> bool:
 def carry(target: Path, seen: Seen) -> None:
     """Note in a target, a clone that is not published yet for one, where its state was made."""
     _write(f"{target}/{NOTE}", {"format": FORMAT, **seen._asdict()})
+
+
+def note_prepared(
+    target: Path, donor: Path, method: str, *, proven: int, kept: int, dropped: int
+) -> None:
+    """Leave word in a clone of what it was made from, and how.  Raises OSError."""
+    value = {
+        "format": 1,
+        "donor": str(donor),
+        "time": time.time(),
+        "method": method,
+        "proven": proven,
+        "kept": kept,
+        "dropped": dropped,
+    }
+    path = target / PREPARED
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8", errors="surrogateescape")
 
 
 def keep(place: Place) -> None:

@@ -7,7 +7,6 @@ graft what another target of the project has).  `snapshots.switching` does the s
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -436,7 +435,14 @@ def clone_for(
         started = time.monotonic()
         applied = stamp.apply(plan, t0, contents)
         seconds["apply"] = time.monotonic() - started
-        _note_prepared(temporary, donor, clone.method, plan)
+        identity.note_prepared(
+            temporary,
+            donor,
+            clone.method,
+            proven=plan.count("proven"),
+            kept=plan.count("kept"),
+            dropped=len(plan.drop),
+        )
         if seen is not None:
             identity.carry(temporary, seen)
     except BaseException:
@@ -531,21 +537,6 @@ def _keep_records(target: Target, records: dict[str, Record]) -> None:
         made = records.get(unit.key)
         if made is not None and made.invoked == unit.invoked() and record.load(unit) is None:
             record.save(unit, made)
-
-
-def _note_prepared(target: Path, donor: Path, method: str, plan: Plan) -> None:
-    value = {
-        "format": 1,
-        "donor": str(donor),
-        "time": time.time(),
-        "method": method,
-        "proven": plan.count("proven"),
-        "kept": plan.count("kept"),
-        "dropped": len(plan.drop),
-    }
-    path = target / _PREPARED
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8", errors="surrogateescape")
 
 
 def _waiting(path: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cargo_cow.cargo.target import Target, unit_times
+from cargo_cow.cargo.target import Target, nested, unit_times
 from cargo_cow.errors import CowError
 from cargo_cow.filesystems import GRANULE_NS, clock
 from cargo_cow.prepare import record
@@ -72,6 +72,7 @@ def is_whole(place: Place, built: int) -> bool:
             and note["all"] is True
             and note["built"] == built
             and note["units"] == unit_times(place.build_dir)
+            and not nested(place.build_dir).units  # nothing is recorded of these
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -178,14 +179,16 @@ def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
         if made is None:
             examined = ledger.units.get(unit.key) == unit.invoked()
             captured = captured and (examined or unit.is_documentation)
-            complete = complete and is_built and ledger.spares(unit, place.registry)
+            spared = not is_built or ledger.spares(unit, place.registry)
+            complete = complete and spared
             continue
-        complete = (
-            complete
-            and is_built
-            and (made.named_checkout, made.named_build_dir) == (place.checkout, place.build_dir)
-            and not made.asks_git
-            and (made.hidden is not None or not made.macros)
+        complete = complete and (
+            not is_built  # Cargo will build it, there as here
+            or (
+                (made.named_checkout, made.named_build_dir) == (place.checkout, place.build_dir)
+                and (not made.asks_git or _git_tells_the_same(made, place))
+                and (made.hidden is not None or not made.macros)
+            )
         )
         root = os.path.join(place.workspace, made.package_root).rstrip("/")
         inside = below(made.package_root, made.checkout) if made.package_root[:1] == "/" else None
@@ -241,6 +244,20 @@ def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
         "all": complete,
     }
     return Draft(value, captured)
+
+
+def _git_tells_the_same(made: record.Record, place: Place) -> bool:
+    """Whether git would tell a script here what it told it then (as `proof.Proof.git_reason`)."""
+    moved = (made.checkout, made.workspace, made.build_dir) != (
+        place.checkout,
+        place.workspace,
+        place.build_dir,
+    )
+    return (
+        made.head is not None
+        and (made.head, made.branch) == (place.head, place.branch)
+        and not (moved and {"refs", "clean"}.intersection(made.asks_git))
+    )
 
 
 def leave(place: Place, drafted: Draft) -> None:

@@ -1,7 +1,8 @@
 """Activating a state: it becomes the live target, proven for what is checked out.
 
 The state is cloned to a temporary sibling of the target and fitted to the checkout exactly as a
-donor is (`prepare.clone_for`).  Then, under Cargo's build lock: what is live is kept as an
+donor is (`prepare.clone_for`); or, where nothing that was built into it has changed in this very
+checkout, it is left as it is.  Then, under Cargo's build lock: what is live is kept as an
 automatic state, if it holds anything that no state has; the clone and the live target change names
 in one step; what was live is removed.  Killed at any moment, the target is the old one or the new
 one, whole, and nothing that was built is lost: the old one is kept before it goes.
@@ -26,7 +27,7 @@ from cargo_cow.filesystems import btrfs
 from cargo_cow.filesystems.failures import translated
 from cargo_cow.filesystems.mounts import refuse_unusable
 from cargo_cow.filesystems.removal import discard
-from cargo_cow.prepare import identity
+from cargo_cow.prepare import identity, unchanged
 from cargo_cow.prepare.contents import MEMO, Contents
 from cargo_cow.prepare.place import Place, place_of
 from cargo_cow.snapshots import state as states
@@ -36,19 +37,23 @@ from cargo_cow.snapshots.state import State
 from cargo_cow.snapshots.store import Project
 
 if TYPE_CHECKING:
-    from cargo_cow.prepare.proof import Plan
+    from cargo_cow.filesystems import CloneReport
 
 
 class Activated(NamedTuple):
     """What activation did.
 
-    ``kept`` is the state that was made of what was live; None if other states have all of it, or
-    there was nothing.  ``seconds`` by part: verify, clone, prove, apply, keep, exchange, remove.
+    ``proven``, ``held`` and ``dropped`` are numbers of units: found to be what a build here would
+    give, of no concern to the checkout, and to be built again.  ``kept`` is the state that was made
+    of what was live; None if other states have all of it, or there was nothing.  ``seconds`` by
+    part: verify, clone, prove, apply, keep, exchange, remove.
     """
 
     state: State
     method: str
-    plan: Plan
+    proven: int
+    held: int
+    dropped: int
     kept: State | None
     seconds: dict[str, float]
     notes: tuple[str, ...]
@@ -90,36 +95,86 @@ def activate(
                 pass
         contents = Contents(f"{place.build_dir}/{MEMO}")
         with translated("activate", chosen.path):
-            fitted = prepare.clone_for(
-                place,
-                chosen.target,
-                donor=chosen.path,
-                records={},
-                contents=contents,
-                seconds=seconds,
-                # Who has a state that is a copy has asked for copies.
-                allow_copy=chosen.method == "copy",
-                taken=chosen.taken,
-                begun=begun,
-            )
-    notes += fitted.clone.notes
+            if chosen.whole and unchanged.still_holds(place, os.fspath(chosen.target)):
+                made = _cloned(place, chosen, seconds)
+            else:
+                fitted = prepare.clone_for(
+                    place,
+                    chosen.target,
+                    donor=chosen.path,
+                    records={},
+                    contents=contents,
+                    seconds=seconds,
+                    # Who has a state that is a copy has asked for copies.
+                    allow_copy=chosen.method == "copy",
+                    taken=chosen.taken,
+                    begun=begun,
+                )
+                made = _Made(
+                    fitted.path,
+                    fitted.clone,
+                    fitted.plan.count("proven"),
+                    fitted.plan.count("kept"),
+                    len(fitted.plan.drop),
+                )
+    notes += made.clone.notes
     kept: State | None = None
     try:
         with contextlib.suppress(OSError):  # a shortcut for the next proof only
-            (fitted.path / MEMO).write_bytes((build_dir / MEMO).read_bytes())
-        kept = _exchange(place, project, fitted.path, chosen, wait, say, seconds, notes)
+            (made.path / MEMO).write_bytes((build_dir / MEMO).read_bytes())
+        kept = _exchange(place, project, made.path, chosen, wait, say, seconds, notes)
     except BaseException:
-        discard(fitted.path)
+        discard(made.path)
         raise
     started = time.monotonic()
     try:
-        filesystems.remove_target(fitted.path)
+        filesystems.remove_target(made.path)
     except CowError as error:
-        notes.append(f"what was live is left at {fitted.path}: {error}")
+        notes.append(f"what was live is left at {made.path}: {error}")
     seconds["remove"] = time.monotonic() - started
     contents.save()
     identity.settle(place)
-    return Activated(chosen, fitted.clone.method, fitted.plan, kept, seconds, tuple(notes))
+    return Activated(
+        chosen,
+        made.clone.method,
+        made.proven,
+        made.held,
+        made.dropped,
+        kept,
+        seconds,
+        tuple(notes),
+    )
+
+
+class _Made(NamedTuple):
+    """The clone that is to be live, under its temporary name; numbers as in `Activated`."""
+
+    path: Path
+    clone: CloneReport
+    proven: int
+    held: int
+    dropped: int
+
+
+def _cloned(place: Place, chosen: State, seconds: dict[str, float]) -> _Made:
+    """A clone of a state that is what would be live, had nothing been built since it was taken."""
+    started = time.monotonic()
+    live = Path(place.build_dir)
+    live.parent.mkdir(parents=True, exist_ok=True)
+    filesystems.remove_stale(live.parent, live.name)
+    temporary = filesystems.temporary_target(live)
+    clone = filesystems.clone_target(chosen.target, temporary, allow_copy=chosen.method == "copy")
+    seconds["clone"] = time.monotonic() - started
+    try:
+        units = states.read_units(chosen)
+        proven = 0 if units is None else len(units.made)
+        identity.note_prepared(
+            temporary, chosen.path, clone.method, proven=proven, kept=0, dropped=0
+        )
+    except BaseException:
+        filesystems.remove_target(temporary)
+        raise
+    return _Made(temporary, clone, proven, 0, 0)
 
 
 def _exchange(

@@ -60,7 +60,8 @@ class State(NamedTuple):
     ``created`` is in seconds since the epoch; ``taken`` the filesystem's clock (ns) when the taking
     began.  ``parent`` is the id of the state that the target was cloned from.  ``origin``: made by
     ``create``, or what ``activate`` kept.  ``logical_bytes`` is None where nobody counted (a
-    snapshot).  ``path`` and ``baseline`` are not in ``state.json``.
+    snapshot).  ``whole``: no build ran while it was taken, and the note in it speaks of all of its
+    units (`prepare.unchanged.is_whole`).  ``path`` and ``baseline`` are not in ``state.json``.
     """
 
     id: str
@@ -82,6 +83,7 @@ class State(NamedTuple):
     origin: Origin
     logical_bytes: int | None
     seal: Seal
+    whole: bool = False
     path: Path = Path()
     baseline: bool = False
 

@@ -151,6 +151,7 @@ def _take(
         taken = filesystems.clock(store.directory)
         atomic = _is_atomic(build_dir)
         units: Units | None = None
+        whole = False
         with ExitStack() as held:
             if not locked:
                 try:
@@ -170,6 +171,7 @@ def _take(
                 # What Cargo cannot change now is in the state as it is here, where it has been
                 # read before: a fresh snapshot is read from the disk.
                 units = units_of(build_dir)
+                whole = unchanged.is_whole(place, len(units.made))
             target, clone = _taken(build_dir, temporary, identity, allow_copy)
         if units is None:
             units = units_of(target)
@@ -199,6 +201,7 @@ def _take(
             if clone.method == "snapshot"
             else clone.reflinked_bytes + clone.copied_bytes,
             seal=states.seal(target),
+            whole=whole,
         )
         with translated("make a state in", store.directory):
             states.write(temporary, made, units)
