@@ -112,49 +112,72 @@ def run(
     return Result(child.returncode, stdout, stderr, seconds)
 
 
-def adopt() -> None:
-    """Become the parent of what steps leave running, so that ``used`` can count it.
+def adopt(*, on: bool = True) -> None:
+    """Become the parent of what steps leave running, so that ``finished`` knows of it, or no more.
 
-    The shim keeps what was compiled in processes that outlive the build (PR_SET_CHILD_SUBREAPER,
-    prctl(2)); where there is no such call their time is not in the sum.
+    PR_SET_CHILD_SUBREAPER, prctl(2); where there is no such call nothing is waited for.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
 
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PROGRAMS = (b"cargo-cow", b"cargo-cow-native")
 
 
-def used(name: str) -> float:
-    """Processor seconds of all steps that have ended, with what they left behind called ``name``.
+def finished() -> float:
+    """Wait until what Cargo-CoW does after a build has ended; seconds waited.
 
-    Waits until that has ended, too; raises StepFailed if it does not.  Only such orphans are taken
-    in: a server that goes on running is no part of the sum.
+    Keeping what was built goes on in processes that outlive it.  Other orphans, a cache's server
+    for example, are left alone.  Raises StepFailed if it does not end.
     """
-    until = time.monotonic() + _PATIENCE
-    while orphans := _orphans(name):
-        if time.monotonic() > until:
-            raise StepFailed(f"{name} does not end: process {orphans[0][0]}")
-        for process, ended in orphans:
+    started = time.monotonic()
+    while True:
+        running = False
+        for process, ended in _orphans():
             if ended:
-                os.waitpid(process, 0)
+                with suppress(ChildProcessError):
+                    os.waitpid(process, 0)
+            else:
+                running = True
+        waited = time.monotonic() - started
+        if not running:
+            return waited
+        if waited > _PATIENCE:
+            raise StepFailed("what was built is still not kept")
         time.sleep(0.005)
+
+
+def used() -> float:
+    """Processor seconds of all steps until now, with what Cargo-CoW did after them."""
+    finished()
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def _orphans(name: str) -> list[tuple[int, bool]]:
-    """Our children called ``name``, and whether each has ended (proc_pid_stat(5))."""
+def _orphans() -> list[tuple[int, bool]]:
+    """Children of ours that run Cargo-CoW, and those of Python's or its name that have ended."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
+    for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            text = entry.read_text(errors="replace")
+            text = (entry / "stat").read_text(errors="replace")
             state, parent = text[text.rindex(")") + 2 :].split()[:2]
-            # The kernel keeps 15 bytes of a name.
-            called = text[text.index("(") + 1 : text.rindex(")")]
-            if int(parent) == os.getpid() and called == name[:15]:
-                found.append((int(entry.parent.name), state == "Z"))
+            if int(parent) != os.getpid():
+                continue
+            if state == "Z":
+                # Of one that has ended only 15 bytes of a name are left (proc_pid_stat(5)).
+                called = text[text.index("(") + 1 : text.rindex(")")]
+                if called.startswith(("cargo-cow", "python")):
+                    found.append((int(entry.name), True))
+            elif _is_ours((entry / "cmdline").read_bytes().split(b"\0")):
+                found.append((int(entry.name), False))
     return found
+
+
+def _is_ours(words: list[bytes]) -> bool:
+    """``cargo-cow-native …``, ``python …/cargo-cow …`` or ``python -m cargo_cow …``."""
+    programs = [word.rpartition(b"/")[2] for word in words[:2]]
+    return any(name in _PROGRAMS for name in programs) or words[1:3] == [b"-m", b"cargo_cow"]
 
 
 def _end(child: subprocess.Popen[str]) -> None:

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from cargo_cow import filesystems
-from cargo_cow.bench import projects, steps
+from cargo_cow.bench import processes, projects, steps
 from cargo_cow.bench.tools import SHIM_WAREHOUSE, Bench
 
 
@@ -27,7 +27,7 @@ def target_removed(bench: Bench, tool: str, _run: int) -> steps.Sample:
     before = steps.occupied(bench.room)
     hits, spent = _hits(bench, tool)
     built = bench.build(tool, root)
-    bench.settle(tool)
+    processes.finished()
     steps.marker(bench, tool).touch()
     values = {"added_bytes": float(steps.occupied(bench.room) - before)}
     if tool == SHIM_WAREHOUSE:
@@ -62,7 +62,7 @@ def second_project(bench: Bench, tool: str, run: int) -> steps.Sample:
             if source.exists():
                 source.write_text(f"{source.read_text()}\n// edited\npub const EDITED: u32 = 1;\n")
         own = bench.build(tool, root)
-        bench.settle(tool)
+        processes.finished()
         scripts = [unit for unit in built.ran.scripts if not unit.startswith(f"{name}-")]
         return steps.sample(
             built,
@@ -83,16 +83,16 @@ def script_unchanged(bench: Bench, tool: str, _run: int) -> steps.Sample:
     try:
         # Twice: the first compiles what the edit changed.
         bench.build(tool, root)
-        bench.settle(tool)
+        processes.finished()
         bench.build(tool, root)
-        bench.settle(tool)
+        processes.finished()
         return steps.sample(bench.build(tool, root))
     finally:
-        bench.settle(tool)
+        processes.finished()
         projects.git(["clean", "-q", "-f", "--", str(script)], root)
         projects.git(["checkout", "-q", "--", "."], root)
         bench.build(tool, root)
-        bench.settle(tool)
+        processes.finished()
 
 
 def disk_shared(bench: Bench, tool: str, run: int) -> steps.Sample:
@@ -117,7 +117,7 @@ def disk_shared(bench: Bench, tool: str, run: int) -> steps.Sample:
             added = bench.add(tool, f"{tool}-disk-{run}-{number}", revision)
             made.append(added.root)
             seconds += added.seconds + bench.build(tool, added.root).seconds
-            bench.settle(tool)
+            processes.finished()
             worktrees.append(steps.occupied(bench.room) - before - of_sources)
         values = {
             "target_bytes": float(target.exclusive_bytes + target.shared_bytes),
@@ -132,7 +132,7 @@ def disk_shared(bench: Bench, tool: str, run: int) -> steps.Sample:
                 before = steps.occupied(bench.room)
                 made.append(projects.another(bench.project, root, name))
                 seconds += bench.build(tool, root).seconds
-                bench.settle(tool)
+                processes.finished()
                 others.append((steps.occupied(bench.room) - before, _own_bytes(root, name)))
             values["project_bytes"] = float(max(more for more, _ in others))
             values["project_own_bytes"] = float(max(own for _, own in others))
@@ -173,7 +173,7 @@ def two_at_once(bench: Bench, tool: str, run: int) -> steps.Sample:
     projects.git(words, roots[0])
     try:
         built = bench.build_at_once(tool, roots)
-        bench.settle(tool)
+        processes.finished()
         return steps.sample(built)
     finally:
         for root in reversed(roots):

@@ -51,11 +51,6 @@ def sample(built: tools.Built, **values: float) -> Sample:
     return Sample(built.seconds, built.ran, values)
 
 
-def used() -> float:
-    """Processor time of all builds until now, in seconds, the shim's late work included."""
-    return processes.used(tools.native_program().name)
-
-
 def occupied(directory: Path) -> int:
     """Bytes in use on the filesystem, by its own account.
 
@@ -101,7 +96,7 @@ def built_main(bench: Bench, tool: str) -> Path:
     if not built.exists():
         owner = tools.main_of(tool)
         bench.build(owner, root)
-        bench.settle(owner)
+        processes.finished()
         built.touch()
         os.sync()
     return root

@@ -54,8 +54,6 @@ _COW = (COW, OWN_PLACE, UNOBSERVED, COW_WAREHOUSE)
 _SHIMMED = (*_COW, SHIM, SHIM_WAREHOUSE)
 _WITH_WAREHOUSE = (COW_WAREHOUSE, SHIM_WAREHOUSE)
 
-_PATIENCE = 120.0  # seconds until what was built must be kept
-
 
 class Built(NamedTuple):
     """One build: its wall-clock time and what it started."""
@@ -93,12 +91,16 @@ class Bench:
         self._caches: dict[str, caches.Cache] = {}
 
     def __enter__(self) -> Bench:
+        processes.adopt()
         return self
 
     def __exit__(self, *_exception: object) -> None:
         """Stop what a tool left running: servers outlive their clients."""
+        with suppress(processes.StepFailed):
+            processes.finished()
         for tool in list(self._caches):
             self._stop(tool)
+        processes.adopt(on=False)
 
     # --- checkouts ---------------------------------------------------------------------------
 
@@ -185,19 +187,6 @@ class Bench:
         """Where the tool keeps what it gives to other builds; on the checkouts' filesystem."""
         return self.room / "stores" / main_of(tool)
 
-    def settle(self, tool: str) -> float:
-        """Wait until all that was built is kept, which goes on after a build; seconds waited.
-
-        The warehouse's own account: whoever makes an entry has a directory in ``making``.
-        """
-        started = time.perf_counter()
-        making = self.store(tool) / "making"
-        while making.is_dir() and any(making.iterdir()):
-            if time.perf_counter() - started > _PATIENCE:
-                raise processes.StepFailed(f"what was built is still not kept: {making}")
-            time.sleep(0.01)
-        return time.perf_counter() - started
-
     def _stop(self, tool: str) -> None:
         cache = self._caches.pop(tool, None)
         if cache is not None and cache.stop:
@@ -251,7 +240,8 @@ class Bench:
 
     def statistics(self, tool: str) -> dict[str, Any]:
         """``cargo cow stats`` of the tool's warehouse."""
-        words = ["cargo", "cow", "stats", "--format", "json", "--store", str(self.store(tool))]
+        words = ["cargo", "cow", "stats", "--format", "json", "--no-disk"]
+        words += ["--store", str(self.store(tool))]
         told: dict[str, Any] = json.loads(self._run(tool, words, self.room).stdout)
         return told
 

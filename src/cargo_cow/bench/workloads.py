@@ -55,10 +55,10 @@ def cold(bench: Bench, tool: str, _run: int) -> steps.Sample:
         bench.new_target(root)
     bench.forget_cache(tool)
     os.sync()
-    before = steps.used()
+    before = processes.used()
     built = bench.build(tool, root)
-    kept = bench.settle(tool)
-    return steps.sample(built, cpu_seconds=steps.used() - before, kept_seconds=kept)
+    kept = processes.finished()
+    return steps.sample(built, cpu_seconds=processes.used() - before, kept_seconds=kept)
 
 
 def unchanged(bench: Bench, tool: str, _run: int) -> steps.Sample:
@@ -125,9 +125,9 @@ def _body_edits(bench: Bench, tool: str, root: Path, run: int) -> steps.Sample:
         text = source.read_text()
         at = text.rindex("{\n") + 2
         source.write_text(f"{text[:at]}    {number}\n}}\n")
-        before = steps.used()
+        before = processes.used()
         built = bench.build(tool, root)
-        used.append(steps.used() - before)
+        used.append(processes.used() - before)
         seconds.append(built.seconds)
         ran.append(built.ran)
     values = {"cpu_seconds": used[0], "second_seconds": seconds[1]}
@@ -375,7 +375,6 @@ def measure(
     say: Callable[[str], None],
 ) -> Iterator[steps.Measured]:
     """Measure the named workloads; each is yielded when all its tools are done."""
-    processes.adopt()
     for workload in WORKLOADS:
         if workload.name not in names:
             continue
