@@ -186,7 +186,8 @@ def _compact_aside(workspace: Workspace, common: Path, names: list[str]) -> None
     quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     words = ["-P", "-m", "cargo_cow", "snapshot", "compact", "--idle", "--manifest-path"]
     manifest = os.fspath(workspace.root / "Cargo.toml")
-    with contextlib.suppress(OSError):  # too many processes: another time
+    # Too many processes, or a C library without sessions here (glibc before 2.26): another time.
+    with contextlib.suppress(OSError, NotImplementedError):
         os.posix_spawn(
             sys.executable,
             [sys.executable, *words, manifest],
