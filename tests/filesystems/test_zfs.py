@@ -321,6 +321,34 @@ def test_whichever_call_fails_the_live_target_is_whole(
     filesystems.remove_target(coming)
 
 
+def test_a_target_is_made_while_another_namespace_has_its_mount(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a compiler at an identity, which may start at any moment."""
+    holders: list[subprocess.Popen[bytes]] = []
+    ask = datasets._zfs
+
+    def held(*arguments: str) -> list[list[str]]:
+        answer = ask(*arguments)
+        if arguments[0] in ("create", "mount"):
+            words = ["unshare", "--mount", "sh", "-c", "echo; exec sleep 60"]
+            holders.append(subprocess.Popen(words, stdout=subprocess.PIPE))
+            told = holders[-1].stdout
+            assert told
+            with told:
+                told.readline()
+        return answer
+
+    monkeypatch.setattr(datasets, "_zfs", held)
+    try:
+        assert filesystems.create_target(place / "target") == "dataset"
+        assert mounts.mount_at(place / "target")
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.wait()
+
+
 _SLOW_ZFS = """#!/bin/sh
 case $1 in set) touch "$ASKED"; sleep 60 ;; esac
 exec {zfs} "$@"

@@ -289,7 +289,7 @@ def _make(path: Path, container: str, act: Callable[..., object]) -> None:
             if mounts.mount_at(path) is None:  # an old `zfs clone` mounts what it makes
                 _zfs("mount", name)
             if not temporaries.is_temporary(path):
-                _zfs("set", "canmount=on", name)
+                _set(name, path, "canmount=on")
         except BaseException:
             with contextlib.suppress(Refused):
                 _destroy(name)
@@ -414,12 +414,18 @@ def cover(temporary: Path, path: Path) -> None:
 
 
 def _settle(name: str, path: Path, dest: Path) -> None:
-    """Note, in the dataset mounted at ``path``, that it is to be mounted at ``dest`` after a boot.
+    """Note, in the dataset mounted at ``path``, that its place is ``dest`` after a boot."""
+    _set(name, path, f"mountpoint={dest}", "canmount=on")
 
-    ``zfs set`` would mount it anew, so it is run among mounts of its own that lack this one.  To
-    take the mount away for that long would do as well, until we are killed: then it goes together
-    with the files that we hold open in it, of whose closing the kernel no longer tells a FUSE
-    server (fuse_abort_conn), and zfs-fuse 0.7 waits for that with all its filesystems, for ever.
+
+def _set(name: str, path: Path, *settings: str) -> None:
+    """Set properties of the dataset mounted at ``path``, which stays mounted there.
+
+    ``zfs set`` would mount it anew, which fails while another mount namespace has it as well, so it
+    is run among mounts of its own that lack this one.  To take the mount away for that long would
+    do as well, until we are killed: then it goes together with the files that we hold open in it,
+    of whose closing the kernel no longer tells a FUSE server (fuse_abort_conn), and zfs-fuse 0.7
+    waits for that with all its filesystems, for ever.
     """
     import threading
 
@@ -428,8 +434,8 @@ def _settle(name: str, path: Path, dest: Path) -> None:
     def act() -> None:
         try:
             syscalls.forget_mount(path)
-            _zfs("set", f"mountpoint={dest}", name)
-            _zfs("set", "canmount=on", name)
+            for setting in settings:
+                _zfs("set", setting, name)
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             trouble.append(error)
 
