@@ -71,7 +71,6 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Some("--identify") if arguments.len() >= 3 => {
             let target = arguments[2].to_str().filter(|target| !target.is_empty());
             warehouse::identify(Path::new(&arguments[1]), &arguments[3..], target)
-                .map(|identity| json!({ "identity": identity }))
                 .map_err(Failure::usage)
         }
         Some("--keep") if arguments.len() == 2 => warehouse::finish(Path::new(&arguments[1]))

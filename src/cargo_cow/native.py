@@ -154,15 +154,16 @@ def identify(
     target: str,
     directory: Path,
     environment: Mapping[str, str],
-) -> str:
+) -> tuple[str, frozenset[str]]:
     """Which compiler a call with these ``programs`` (rustc, or clippy-driver and rustc) for the
-    target ("": the host), in this directory and environment, means, by content, as keys of the
-    warehouse have it.
+    target ("": the host), in this directory and environment, means, by content; and the libraries
+    that linkers find by themselves: both as keys of the warehouse have them.
 
     Raises NativeMissing, and FilesystemFailed where that cannot be told.
     """
     words = ["--identify", os.fspath(store), target, *programs]
-    return str(_ask(words, directory=directory, environment=environment)["identity"])
+    reply = _ask(words, directory=directory, environment=environment)
+    return str(reply["identity"]), frozenset(map(str, reply["system"]))
 
 
 def version() -> str:

@@ -125,6 +125,32 @@ def test_what_cannot_be_tried_and_why(place: Place) -> None:
     assert verified(place) == {"library": f"not-tried {project} is not there any more"}
 
 
+def test_what_only_the_system_tells(place: Place) -> None:
+    """Another linker, other libraries of the system: what is linked would be something else."""
+    files = {"Cargo.toml": PACKAGE.format("app", ""), "src/main.rs": "fn main() {}\n"}
+    place.build(place.project("app", files), CARGO_INCREMENTAL="0")
+    assert verified(place) == {"app": "same"}
+    (entry,) = place.entries()
+    text = (entry / "entry.json").read_bytes().split(b"\n")[0]
+
+    def with_part(kind: str) -> None:
+        value = json.loads(text)
+        for part in value["parts"]:
+            if part[0] == kind:
+                part[1] = part[1][:-1] + ("1" if part[1][-1] == "0" else "0")
+                break
+        line = json.dumps(value, separators=(",", ":")).encode()
+        (entry / "entry.json").write_bytes(line + b"\n" + blake3(line).hexdigest().encode() + b"\n")
+
+    for kind, reason in (
+        ("linker", "not-tried the linker cc is another by now"),
+        ("system", "not-tried the system's libraries in "),
+        ("compiler", "not-tried the compiler of then is another by now"),
+    ):
+        with_part(kind)
+        assert verified(place)["app"].startswith(reason)
+
+
 def test_a_dependency_that_went(place: Place) -> None:
     files = {name: PROJECT[name] for name in PROJECT if name.startswith(("gen/", "leaf/"))}
     files["Cargo.toml"] = '[workspace]\nmembers = ["gen", "leaf"]\nresolver = "2"\n'

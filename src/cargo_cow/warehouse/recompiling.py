@@ -96,7 +96,9 @@ class _Look:
         self._root = root
         self._values: dict[Path, dict[str, Any]] = {}
         self._made: dict[tuple[str, str], tuple[Entry, int]] = {}
-        self._compilers: dict[tuple[tuple[str, ...], str, str, Path], str] = {}
+        self._compilers: dict[
+            tuple[tuple[str, ...], str, str, Path], tuple[str, frozenset[str]]
+        ] = {}
         for entry in store.entries(root):
             if entry.trouble is None and entry.kind == "call":
                 for index, (name, _, digest) in enumerate(entry.outputs):
@@ -148,12 +150,17 @@ class _Look:
             try:
                 told = native.identify(self._root, programs, target, directory, environment)
             except CowError as error:
-                told = f"? {error}"
+                told = f"? {error}", frozenset[str]()
             self._compilers[key] = told
-        if self._compilers[key].startswith("? "):
-            raise _Refused(f"its compiler is not there: {self._compilers[key][2:]}")
-        if self._compilers[key] != then:
+        identity, system = self._compilers[key]
+        if identity.startswith("? "):
+            raise _Refused(f"its compiler is not there: {identity[2:]}")
+        if identity != then:
             raise _Refused("the compiler of then is another by now")
+        for kind, text in parts:
+            if kind == "system" and text not in system:
+                where = text.rpartition(" ")[0]
+                raise _Refused(f"the system's libraries in {where} are others by now")
 
     def _dependencies(self, parts: Sequence[tuple[str, str]]) -> dict[str, Path]:
         """All that a compile of these parts may be given: what is above comes first."""
@@ -289,24 +296,18 @@ def _native_libraries(
 
 
 def _linkers(parts: Sequence[tuple[str, str]]) -> None:
-    """As they looked then: ``name path size mtime ctime``, and ``directory mtime`` of libraries."""
+    """As they looked then: ``name path size mtime ctime``."""
     for kind, text in parts:
-        if kind == "linker":
-            name, path, *looks = text.split(" ")
-        elif kind == "system":
-            path, *looks = text.split(" ")
-            name = path
-        else:
+        if kind != "linker":
             continue
-        if not all(word.isdecimal() for word in looks):
-            continue  # told in another way
+        name, path, *looks = text.split(" ")
         try:
             status = Path(path).stat()
         except OSError:
-            raise _Refused(f"the linker's {name} is not there any more") from None
+            raise _Refused(f"the linker {name} is not there any more") from None
         now = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        if list(map(int, looks)) != (now if kind == "linker" else now[1:2]):
-            raise _Refused(f"the linker's {name} is another by now")
+        if looks != [str(one) for one in now]:
+            raise _Refused(f"the linker {name} is another by now")
 
 
 def _values(arguments: Sequence[str], option: str) -> Iterator[str]:

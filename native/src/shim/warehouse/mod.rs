@@ -695,21 +695,24 @@ fn package() -> Option<String> {
     Some(version.map_or(name.clone(), |version| format!("{name} {version}")))
 }
 
-/// The verb `--identify`: which compiler a call names, as the key of an entry tells it.
-pub fn identify(
-    root: &Path,
-    programs: &[OsString],
-    target: Option<&str>,
-) -> Result<String, String> {
+/// The verb `--identify`: which compiler a call names, and the libraries that linkers find by
+/// themselves, as the key of an entry tells them.
+pub fn identify(root: &Path, programs: &[OsString], target: Option<&str>) -> Result<Value, String> {
     let store = Store {
         root: root.to_owned(),
         mode: Mode::Reflink,
     };
-    match programs {
+    let identity = match programs {
         [rustc] => compiler::identity(rustc, target, &store),
         [clippy, _] => compiler::clippy(clippy, target, &store),
         _ => Err("no compiler is named".to_owned()),
+    }?;
+    let mut system = Vec::new();
+    for directory in key::system_directories() {
+        let (libraries, _) = key::system_libraries(&directory)?;
+        system.push(format!("{} {libraries}", directory.display()));
     }
+    Ok(json!({"identity": identity, "system": system}))
 }
 
 /// Seconds since the epoch, to the millisecond.
