@@ -267,6 +267,31 @@ pub fn word(_: proc_macro::TokenStream) -> proc_macro::TokenStream {
     assert told(one, "one") == "a"
 
 
+def test_a_script_that_is_there_for_what_a_macro_reads(place: Place) -> None:
+    """It prints the same whatever it declares: still no unit of the package is the same."""
+    files = {
+        "Cargo.toml": '[workspace]\nmembers = ["app", "mac"]\nresolver = "2"\n',
+        "notes/note.txt": "n1",
+        "mac/Cargo.toml": PACKAGE.format("mac", "[lib]\nproc-macro = true\n"),
+        "mac/src/lib.rs": """
+#[proc_macro]
+pub fn note(_: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+    format!("{:?}", std::fs::read_to_string(root + "/../notes/note.txt").unwrap()).parse().unwrap()
+}
+""",
+        "app/Cargo.toml": PACKAGE.format("app", '[dependencies]\nmac = { path = "../mac" }\n'),
+        "app/build.rs": 'fn main() { println!("cargo:rerun-if-changed=../notes"); }\n',
+        "app/src/main.rs": 'fn main() { println!("{}", mac::note!()); }\n',
+    }
+    project = place.project("main", files)
+    for note in ("n1", "n2", "n1", "n2"):
+        write(project, {"notes/note.txt": note})
+        build(place, project, CARGO_COW_OBSERVE="off")
+        assert told(project) == note
+        clean(project)
+
+
 def test_damaged_entries_heal(place: Place) -> None:
     project = place.project("main", QUIET)
     build(place, project)

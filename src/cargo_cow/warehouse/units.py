@@ -249,6 +249,7 @@ class _Keeper:
             "name": unit.key,
             "value": value,
             "dependencies": dependencies,
+            "declares": _declares(made, value) if unit.is_script_run else "",
             "files": files,
             "links": links,
             "fingerprint": [unit.hash_file, Path(unit.hash_file).read_text()],
@@ -416,6 +417,17 @@ def _variables(unit: Unit) -> list[list[str | None]]:
             text = None if value is None else digest_of(os.fsencode(str(value)))
             found.append([str(declared.get("var")), text])
     return sorted(found, key=str)
+
+
+def _declares(made: Record | None, value: Mapping[str, object]) -> str:
+    """All that a script declares, with contents.
+
+    It is often there only to have Cargo compile the package again when something changes that a
+    macro reads: what was built against another run of it is another build, whatever it printed.
+    """
+    inputs = [] if made is None else [list(entry) for entry in made.inputs]
+    timed = None if made is None or made.timed is None else [entry[::2] for entry in made.timed]
+    return json.dumps([inputs, timed, value["declared"], value["variables"]])
 
 
 def variable_now(name: str) -> str | None:

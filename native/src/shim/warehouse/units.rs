@@ -47,11 +47,11 @@ fn malformed() -> Failure {
 // -- keeping
 
 /// `{"root", "copies", "paths", "units": [{"key", "most", "name", "value", "dependencies":
-/// [[name, digest or null]…], "files": [[path, name, 0|1|2]…], "links": [[name, name]…],
+/// [[name, digest or null]…], "declares": text, "files": [[path, name, 0|1|2]…], "links": [[name, name]…],
 /// "fingerprint": [path, hex], "invoked": [path, ns]}…]}` → `{"kept": [[digest, null] or [null,
 /// reason]…], "new", "reflinked", "copied", "copied_reason"}`.
 ///
-/// Units come dependencies first: a dependency whose digest is null is one of them.
+/// `declares` counts for those that are built against the unit.  Units come dependencies first: a dependency whose digest is null is one of them.
 pub fn keep(request: &Value) -> Result<Value, Failure> {
     let store = store_of(request)?;
     let paths = request["paths"].as_array().ok_or_else(malformed)?;
@@ -106,6 +106,7 @@ fn keep_one(
         let mut moved = Moved::default();
         let mut outputs = Vec::new();
         let mut said = blake3::Hasher::new();
+        said.update(unit["declares"].as_str().unwrap_or("").as_bytes());
         for (index, file) in list("files")?.iter().enumerate() {
             let path = Path::new(file[0].as_str().ok_or("malformed")?);
             let name = file[1].as_str().ok_or("malformed")?;
