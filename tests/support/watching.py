@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 _WATCH = """
-while sleep "$4"; do
+while sleep "$4" && kill -0 "$5"; do
     ls "$2" & asked=$! tenths=0
     while kill -0 $asked; do
         sleep 0.1
@@ -33,7 +33,8 @@ def watched(mount: Path, note: Path, *, patience: float = 60, pause: float = 2) 
     else, pytest's own timeout included; so this is a process, because a fork that waits holds
     everything that this one could do.
     """
-    words = ["sh", "-c", _WATCH, "sh", str(note), str(mount), str(int(patience * 10)), str(pause)]
+    facts = (note, mount, int(patience * 10), pause, os.getpid())
+    words = ["sh", "-c", _WATCH, "sh", *map(str, facts)]
     watch = subprocess.Popen(
         words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
