@@ -72,8 +72,9 @@ fn stay(
 ) -> ExitCode {
     let mut started = inputs::start();
     if let Some(door) = &mut door {
-        let mut hasher = inputs::Hasher::new(since(observation, started));
-        if let Some(hidden) = guarded(|| door.restore(&mut hasher)) {
+        let since = since(observation, started);
+        if let Some(hidden) = guarded(|| door.restore(since)) {
+            let mut hasher = inputs::Hasher::new(since);
             // The inputs were compared after the start, and are observed as after a compile.
             let seen = Seen {
                 observer: None,
@@ -142,14 +143,27 @@ fn stay(
                     });
                 }
             }
+            give_up(door);
             ExitCode::from(code)
         }
-        Ok(process::Ended::Killed(signal)) => crate::signals::die_by(signal),
+        Ok(process::Ended::Killed(signal)) => {
+            give_up(door);
+            crate::signals::die_by(signal)
+        }
         Err(error) => {
+            give_up(door);
             log(&format!("cannot run {}: {error}", compiler[0].display()));
             replace(chained, compiler)
         }
     }
+}
+
+/// Where nothing was kept, nobody shall wait for it.
+fn give_up(door: Option<warehouse::Door>) {
+    guarded(|| {
+        door?.give_up();
+        Some(())
+    });
 }
 
 /// What was observed of a compile that ran, and how paths that it saw are mapped to real ones.

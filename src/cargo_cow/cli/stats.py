@@ -72,6 +72,7 @@ def command(
         ("grafted", f"{counted.grafted} units" if counted.grafted else ""),
         ("a hit took", f"{counted.milliseconds_per_hit:.1f} ms" if counted.hits else ""),
         ("compiling saved", f"{counted.seconds_saved:.0f} s" if counted.seconds_saved else ""),
+        ("waited for", _waiting(counted.waited, counted.seconds_waited)),
         ("reflinked", render.human_bytes(counted.reflinked_bytes)),
         ("copied", _with_reasons(counted.copied_bytes, counted.copied_reasons)),
         ("misses", str(counted.misses)),
@@ -109,6 +110,11 @@ def command(
             right=[2],
         )
     return 0
+
+
+def _waiting(hits: int, seconds: float) -> str:
+    """Hits that another build was compiling just then."""
+    return f"{hits} hits, {seconds:.1f} s in all" if hits or seconds else ""
 
 
 def _with_reasons(size: int, reasons: dict[str, int]) -> str:

@@ -7,7 +7,6 @@ and what a target shares with an entry does not come back at all.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -197,7 +196,7 @@ def carry_out(root: Path, planned: Plan) -> Done:
         removed += 1
         freed += one.alone
     for path in planned.leftovers:
-        shutil.rmtree(path, ignore_errors=True)
+        store.remove_leftover(path)
     diary = root / "events"
     if diary.exists() and diary.stat().st_size > _LONGEST_DIARY:
         diary.replace(root / "events.old")

@@ -44,7 +44,8 @@ class Stats(NamedTuple):
     ``failed``: misses where there was an entry, and its files could not be given out.
     ``seconds_saved`` is what the compiles of hits and grafted units took when they were kept, less
     what giving them out took.  ``let_go`` entries went by themselves, and gave ``let_go_bytes``
-    back.
+    back.  ``waited`` counts the hits that waited for another build's compile, and
+    ``seconds_waited`` is all waiting, that in vain as well.
     """
 
     hits: int
@@ -62,6 +63,8 @@ class Stats(NamedTuple):
     milliseconds_per_hit: float
     let_go: int
     let_go_bytes: int
+    waited: int
+    seconds_waited: float
     projects: tuple[Project, ...]
     missed_most: tuple[Missed, ...]
 
@@ -95,7 +98,10 @@ def count(events: Iterable[dict[str, Any]], since: float = 0.0) -> Stats:
             reasons["copied"][str(event["copied_reason"])] += 1
         if kind in ("hit", "miss") and project:
             projects.setdefault(project, Counter())[kind] += 1
+        if kind in ("hit", "miss"):
+            seconds_waited += _number(event.get("waited"))
         if kind == "hit":
+            waited += _number(event.get("waited")) > 0
             spent += _number(event.get("seconds"))
             saved += _number(event.get("compile_seconds"))
         elif kind == "grafted":
@@ -127,6 +133,8 @@ def count(events: Iterable[dict[str, Any]], since: float = 0.0) -> Stats:
         milliseconds_per_hit=spent / hits * 1000 if hits else 0.0,
         let_go=let_go,
         let_go_bytes=let_go_bytes,
+        waited=waited,
+        seconds_waited=seconds_waited,
         projects=tuple(
             Project(name, each["hit"], each["miss"])
             for name, each in sorted(projects.items(), key=lambda one: -one[1]["miss"])

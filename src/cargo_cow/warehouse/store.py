@@ -205,21 +205,35 @@ def remove(root: Path, entry: Entry) -> bool:
 
 
 def leftovers(root: Path, now: float) -> list[Path]:
-    """What a process that was killed had begun to make or to remove."""
+    """What a process that was killed had begun to make or to remove, or said it would compile."""
     found = []
-    for path in sorted(root.glob("making/*")):
-        try:
-            if now - path.lstat().st_mtime < _ABANDONED:
-                continue
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            finally:
-                os.close(descriptor)
-        except OSError:
-            continue
-        found.append(path)
+    for room in ("making", "building"):
+        for path in sorted((root / room).glob("*")):
+            with contextlib.suppress(OSError):
+                if now - path.lstat().st_mtime >= _ABANDONED:
+                    with _held(path):
+                        found.append(path)
     return found
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove what ``leftovers`` found, unless it is somebody's again."""
+    with contextlib.suppress(OSError), _held(path):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Raises BlockingIOError where somebody else holds it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def events(root: Path) -> Iterator[dict[str, Any]]:

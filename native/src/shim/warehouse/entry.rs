@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use super::super::inputs::{self, Identity};
+use super::claim::Claim;
 use super::store::{Store, create};
 use crate::clone_tree::Mode;
 use crate::clone_tree::file::{self, Method};
@@ -256,7 +257,9 @@ const JOB: &str = "job.json";
 
 impl Job<'_> {
     /// Hands the work over; where no process can be started, it is done at once.
-    pub fn hand_over(self, store: &Store) -> Result<(), String> {
+    ///
+    /// The claim goes with it; where it stays, the work was not taken over.
+    pub fn hand_over(self, store: &Store, claim: &mut Option<Claim>) -> Result<(), String> {
         let said = |error: std::io::Error| format!("{}: {error}", store.root.display());
         let (directory, lock) = store.workshop().map_err(said)?;
         let made: Vec<Value> = self
@@ -291,11 +294,12 @@ impl Job<'_> {
         }
         drop(lock);
         let started = std::env::current_exe().and_then(|program| {
+            let stdin = claim.as_ref().map(Claim::handle).transpose()?;
             Command::new(program)
                 .arg("--keep")
                 .arg(&directory)
                 .current_dir("/")
-                .stdin(Stdio::null())
+                .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 // What ends the build from the terminal need not end this.
@@ -303,20 +307,28 @@ impl Job<'_> {
                 .spawn()
         });
         match started {
-            Ok(_) => Ok(()),
-            Err(_) => finish(&directory),
+            Ok(_) => {
+                drop(claim.take());
+                Ok(())
+            }
+            Err(_) => finish(&directory, claim.take()),
         }
     }
 }
 
 /// Does what a `Job` wrote down in `directory`; whatever comes of it, the directory is gone then.
-pub fn finish(directory: &Path) -> Result<(), String> {
-    let result = carry_out(directory);
+///
+/// `claim`: that on the unit; else the one that came as stdin, if any.
+pub fn finish(directory: &Path, mut claim: Option<Claim>) -> Result<(), String> {
+    let result = carry_out(directory, &mut claim);
+    if let Some(claim) = claim {
+        claim.end(result.is_ok());
+    }
     let _ = fs::remove_dir_all(directory);
     result
 }
 
-fn carry_out(directory: &Path) -> Result<(), String> {
+fn carry_out(directory: &Path, claim: &mut Option<Claim>) -> Result<(), String> {
     let said = |error: std::io::Error| error.to_string();
     let lock = File::open(directory).map_err(said)?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
@@ -333,6 +345,9 @@ fn carry_out(directory: &Path) -> Result<(), String> {
             Mode::Reflink
         },
     };
+    if claim.is_none() {
+        *claim = Claim::inherited(&store, &key);
+    }
     let most = job["most"].as_u64().map_or(1, |most| most as usize);
     let mut event = job["event"].take();
     let kept = (|| {
@@ -357,6 +372,9 @@ fn carry_out(directory: &Path) -> Result<(), String> {
             Ok(()) => Ok(moved),
         }
     })();
+    if let Some(claim) = claim.take() {
+        claim.end(kept.is_ok());
+    }
     match &kept {
         Ok(moved) => {
             event["what"] = json!("kept");

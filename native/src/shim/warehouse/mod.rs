@@ -8,6 +8,7 @@
 
 mod asked;
 mod baked;
+mod claim;
 mod compiler;
 mod entry;
 mod key;
@@ -25,7 +26,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -36,6 +37,7 @@ use super::process::{CHAIN, Heard};
 use super::{layout, log, variable};
 use crate::clone_tree::Mode;
 use crate::depinfo;
+use claim::{Claim, Turn};
 pub use compiler::located;
 use entry::{Entry, Job, Made, Moved};
 use key::{Context, Key};
@@ -47,6 +49,8 @@ use store::Store;
 /// the last result and the one before it.
 const KEPT: usize = 8;
 const KEPT_INCREMENTAL: usize = 2;
+
+const ELSEWHERE: &str = "it holds the path of another target";
 
 /// A call that may be answered from the warehouse.
 pub struct Door {
@@ -61,6 +65,9 @@ pub struct Door {
     /// The call, for those who want to compile it again.
     call: Value,
     asked: asked::Note,
+    /// Held from the miss until the result is kept, or will not be.
+    claim: Option<Claim>,
+    waited: Duration,
 }
 
 impl Door {
@@ -100,6 +107,8 @@ impl Door {
             key,
             dep_info: compile.dep_info.clone()?,
             opened,
+            claim: None,
+            waited: Duration::ZERO,
         })
     }
 
@@ -130,9 +139,48 @@ impl Door {
         Ok((program, request, context, ledgers, key))
     }
 
-    /// Gives out what was compiled from the same.  Returns what that compile read behind rustc's
-    /// back, null where that was not observed.  `None`: the compiler has to run.
-    pub fn restore(&mut self, hasher: &mut Hasher) -> Option<Value> {
+    /// Gives out what was compiled from the same, or is being compiled by another build right now.
+    /// Returns what that compile read behind rustc's back, null where that was not observed.
+    /// `None`: the compiler has to run.
+    ///
+    /// `since`: what was changed from then on is not what Cargo wants compiled.
+    pub fn restore(&mut self, since: Nanoseconds) -> Option<Value> {
+        let mut asks = self.is_shared();
+        let reason = loop {
+            let reason = match self.look(&mut Hasher::new(since)) {
+                Ok(hidden) => return Some(hidden),
+                Err(reason) => reason,
+            };
+            // An output that tells its place is made for each place.
+            if !asks || reason == ELSEWHERE {
+                break reason;
+            }
+            match claim::take(&self.store, &self.key.digest, &mut self.waited) {
+                Turn::Ours(claim) => {
+                    // Others build as long as nobody looked again.
+                    self.claim = Some(claim);
+                    asks = false;
+                }
+                Turn::Built { kept: true } => asks = false,
+                Turn::Built { kept: false } | Turn::Without => break reason,
+            }
+        };
+        log(&format!("warehouse: {}: {reason}", self.request.crate_name));
+        self.tell("miss", &reason, &Moved::default(), 0.0);
+        self.leave_word(&reason);
+        if let Some(claim) = &self.claim {
+            claim.show_progress();
+        }
+        None
+    }
+
+    /// Whether another build could compile the same at this moment: two of one target cannot.
+    fn is_shared(&self) -> bool {
+        !self.key.tied
+    }
+
+    /// Looks through what is kept; the reason why nothing is given out is that of the last entry.
+    fn look(&mut self, hasher: &mut Hasher) -> Result<Value, String> {
         let mut reason = "new".to_owned();
         for entry in Entry::all(&self.store, &self.key.digest) {
             if let Err(why) = self
@@ -148,13 +196,17 @@ impl Door {
                 continue;
             }
             let Some(_held) = entry.hold() else { continue };
+            // Who waits for this unit can have it from here on.
+            if let Some(claim) = self.claim.take() {
+                claim.end(true);
+            }
             match self.give_out(&entry) {
                 Ok(moved) => {
                     let saved = entry.value.get("seconds").and_then(Value::as_f64);
                     self.tell("hit", "", &moved, saved.unwrap_or(0.0));
                     self.asked.clear();
                     log(&format!("warehouse: {} restored", self.request.crate_name));
-                    return Some(entry.value["hidden"].clone());
+                    return Ok(entry.value["hidden"].clone());
                 }
                 Err(error) => {
                     reason = format!("not restored: {error}");
@@ -162,10 +214,7 @@ impl Door {
                 }
             }
         }
-        log(&format!("warehouse: {}: {reason}", self.request.crate_name));
-        self.tell("miss", &reason, &Moved::default(), 0.0);
-        self.leave_word(&reason);
-        None
+        Err(reason)
     }
 
     /// What was asked for and is not there.
@@ -198,7 +247,8 @@ impl Door {
             "package": package(),
             "profile": self.context.profile.to_str(),
             "key": self.key.digest,
-            "seconds": self.opened.elapsed().as_secs_f64(),
+            "seconds": (self.opened.elapsed() - self.waited).as_secs_f64(),
+            "waited": self.waited.as_secs_f64(),
             "reflinked": moved.reflinked,
             "copied": moved.copied,
             "copied_reason": moved.reason,
@@ -220,7 +270,7 @@ impl Door {
         }
         let profile = self.context.profile.to_str().ok_or("not UTF-8")?;
         if entry.is_bound() && entry.text("profile") != Some(profile) {
-            return Err("it holds the path of another target".to_owned());
+            return Err(ELSEWHERE.to_owned());
         }
         if entry.value.get("said") != Some(&Value::Bool(false))
             && entry.value.get("form") != Some(&json!(self.request.form))
@@ -366,7 +416,15 @@ impl Door {
             Err(reason) => {
                 log(&format!("warehouse: {name} not kept: {reason}"));
                 self.tell("not-kept", &reason, &Moved::default(), seconds);
+                self.give_up();
             }
+        }
+    }
+
+    /// Nothing will be kept: who waits for it compiles by himself.
+    pub fn give_up(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            claim.end(false);
         }
     }
 
@@ -468,7 +526,7 @@ impl Door {
                 KEPT
             },
         };
-        job.hand_over(&self.store)
+        job.hand_over(&self.store, &mut self.claim)
     }
 
     /// The files that rustc told of, and whether it said anything else.
@@ -617,7 +675,7 @@ impl Door {
 
 /// The verb `--keep`: what a call handed over.
 pub fn finish(directory: &Path) -> Result<(), String> {
-    entry::finish(directory)
+    entry::finish(directory, None)
 }
 
 /// Whether a source may have the assembler read files.
