@@ -82,7 +82,8 @@ def count(events: Iterable[dict[str, Any]], since: float = 0.0) -> Stats:
     crates: dict[tuple[str, str, str], Counter[str]] = {}
     reflinked = copied = failed = grafted = let_go = let_go_bytes = 0
     grafting = 0.0
-    saved = spent = 0.0
+    waited = 0
+    saved = spent = seconds_waited = 0.0
     for event in events:
         if _number(event.get("time")) < since:
             continue

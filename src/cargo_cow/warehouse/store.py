@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 ROOM = "cargo-cow/warehouse"
 META = "entry.json"
+FOREIGN = "foreign"
+"""The kind of entries that another version of this program made."""
+_FORMAT = 2
+"""What the shim writes (``native/src/shim/warehouse/entry.rs``)."""
 _ABANDONED = 600.0
 """Seconds after which a directory in ``making`` that nobody holds was left by one who died."""
 
@@ -119,6 +123,9 @@ def _entry(path: Path) -> Entry:
     try:
         nothing = nothing._replace(used=(path / META).stat().st_mtime)
         value = read(path)
+        if value.get("format", _FORMAT) != _FORMAT:
+            # Another version's, which goes on using it: it stays until nobody does.
+            return nothing._replace(kind=FOREIGN)
         return nothing._replace(
             crate=str(value.get("crate") or ""),
             package=package_of(value),

@@ -4,6 +4,8 @@
 //! file below it.  That file's name is then in the source map (ended by a byte that UTF-8 cannot
 //! hold), in locations of panics (ended by NUL) and in debug information, and nowhere else.
 
+use std::io::{self, Read};
+
 use memchr::memmem::Finder;
 
 const ARCHIVE: &[u8] = b"!<arch>\n";
@@ -114,6 +116,35 @@ fn number<const SIZE: usize>(data: &[u8], at: usize) -> Option<u64> {
     )
 }
 
+/// BLAKE3 (hex) of what is left of a file, and whether `text` is anywhere in it.
+///
+/// In parts: memory for a whole library costs more than to hash it.
+pub fn digest(file: &mut impl Read, text: Option<&str>) -> io::Result<(String, bool)> {
+    const PART: usize = 128 * 1024;
+    let finder = text.map(Finder::new);
+    // What was read last stays in front: the text may lie across.
+    let across = text.map_or(0, |text| text.len().saturating_sub(1));
+    let mut buffer = vec![0; across + PART];
+    let mut hasher = blake3::Hasher::new();
+    let mut kept = 0;
+    let mut found = false;
+    loop {
+        let count = match file.read(&mut buffer[kept..]) {
+            Ok(0) => return Ok((hasher.finalize().to_hex().to_string(), found)),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let end = kept + count;
+        hasher.update(&buffer[kept..end]);
+        if let Some(finder) = finder.as_ref().filter(|_| !found) {
+            found = finder.find(&buffer[..end]).is_some();
+        }
+        kept = across.min(end);
+        buffer.copy_within(end - kept..end, 0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,5 +193,38 @@ mod tests {
         assert!(!held(&file));
         file.extend(b"/t/debug\0");
         assert!(held(&file));
+    }
+
+    /// Gives out what it has in small pieces.
+    struct Trickle<'a>(&'a [u8], usize);
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.1.min(buffer.len()).min(self.0.len());
+            let (part, rest) = self.0.split_at(count);
+            buffer[..count].copy_from_slice(part);
+            self.0 = rest;
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn a_text_is_found_wherever_reads_end() {
+        let mut data: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+        let wanted = blake3::hash(&data).to_hex().to_string();
+        let text = "/home/user/project/target/debug";
+        let look = |data: &[u8], step| digest(&mut Trickle(data, step), Some(text)).unwrap();
+        assert_eq!(look(&data, usize::MAX), (wanted.clone(), false));
+        assert_eq!(digest(&mut &data[..], None).unwrap(), (wanted, false));
+        for step in [7, 4096, usize::MAX] {
+            for at in [0, 5, 128 * 1024 - 10, data.len() - text.len()] {
+                let before = data[at..at + text.len()].to_vec();
+                data[at..at + text.len()].copy_from_slice(text.as_bytes());
+                let wanted = blake3::hash(&data).to_hex().to_string();
+                assert_eq!(look(&data, step), (wanted, true), "{step} {at}");
+                assert!(!look(&data[..at + text.len() - 1], step).1);
+                data[at..at + text.len()].copy_from_slice(&before);
+            }
+        }
     }
 }

@@ -194,7 +194,7 @@ impl Claim {
         is_claim.then(|| Self::new(path, file))
     }
 
-    /// The work is done: whoever waits goes on.
+    /// The work is done: whoever waits goes on.  Without this, as if we had died.
     pub fn end(self, kept: bool) {
         self.stop();
         // Said before the name goes, for who waits looks once only.

@@ -21,6 +21,9 @@ use super::store::{Store, create};
 use crate::clone_tree::Mode;
 use crate::clone_tree::file::{self, Method};
 
+/// Version of what an entry says of itself.  2: with what was observed (`hidden`).
+pub const FORMAT: u32 = 2;
+
 const META: &str = "entry.json";
 const SEEN: &str = "seen";
 
@@ -76,7 +79,11 @@ impl Entry {
             // One that was put here from another key is as good as damaged.
             let is_own = |value: &Value| value.get("key").is_none_or(|its| its == key);
             match Self::read(&meta).filter(is_own) {
-                Some(value) => found.push((used, Self { directory, value })),
+                Some(value) if value["format"] == FORMAT => {
+                    found.push((used, Self { directory, value }));
+                }
+                // Another version's, which goes on using it.
+                Some(_) => {}
                 None => remove(store, &directory),
             }
         }
@@ -302,6 +309,8 @@ impl Job<'_> {
                 .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
+                // Where Cargo has macros looked for; nothing of ours is there.
+                .env_remove("LD_LIBRARY_PATH")
                 // What ends the build from the terminal need not end this.
                 .process_group(0)
                 .spawn()

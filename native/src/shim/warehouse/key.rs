@@ -180,6 +180,24 @@ impl Parts {
         self.add("variable", format!("{name}={paths:?}"));
     }
 
+    /// Those of the names that are there.
+    fn trees(
+        &mut self,
+        kind: &str,
+        directory: &Path,
+        names: &[&str],
+        context: &Context,
+        ledgers: &mut Ledgers,
+    ) -> Result<(), String> {
+        for name in names {
+            let file = directory.join(name);
+            if file.exists() {
+                self.tree(kind, &file, Scope::All, context, ledgers)?;
+            }
+        }
+        Ok(())
+    }
+
     fn tree(
         &mut self,
         kind: &str,
@@ -323,13 +341,13 @@ fn clippy(
     let from = variable("CLIPPY_CONF_DIR").map_or_else(|| context.package.clone(), PathBuf::from);
     let from = fs::canonicalize(context.directory.join(from)).map_err(|error| error.to_string())?;
     for directory in from.ancestors() {
-        for name in ["clippy.toml", ".clippy.toml"] {
-            let file = directory.join(name);
-            if file.exists() {
-                parts.tree("clippy-configuration", &file, Scope::All, context, ledgers)?;
-            }
-        }
+        let names = ["clippy.toml", ".clippy.toml"];
+        parts.trees("clippy-configuration", directory, &names, context, ledgers)?;
     }
+    manifests(parts, context, ledgers)
+}
+
+fn manifests(parts: &mut Parts, context: &Context, ledgers: &mut Ledgers) -> Result<(), String> {
     for directory in [&context.package, &context.directory] {
         let file = directory.join("Cargo.toml");
         parts.tree("manifest", &file, Scope::All, context, ledgers)?;
@@ -597,15 +615,7 @@ fn hidden(
 ) -> Result<(), String> {
     if closure.macros && !context.is_dependency {
         // Even pure ones look up how a crate is called here (proc-macro-crate).
-        for manifest in [&context.package, &context.directory] {
-            parts.tree(
-                "manifest",
-                &manifest.join("Cargo.toml"),
-                Scope::All,
-                context,
-                ledgers,
-            )?;
-        }
+        manifests(parts, context, ledgers)?;
     }
     if !closure.impure {
         return Ok(());
@@ -631,17 +641,11 @@ fn hidden(
         ledgers,
     )?;
     for directory in context.package.ancestors().skip(1) {
-        for name in [".env", ".env.local"] {
-            let file = directory.join(name);
-            if file.exists() {
-                parts.tree("environment-file", &file, Scope::All, context, ledgers)?;
-            }
-        }
-        for name in [".sqlx", "sqlx-data.json"] {
-            let file = directory.join(name);
-            if directory.starts_with(&context.directory) && file.exists() {
-                parts.tree("prepared-queries", &file, Scope::All, context, ledgers)?;
-            }
+        let names = [".env", ".env.local"];
+        parts.trees("environment-file", directory, &names, context, ledgers)?;
+        if directory.starts_with(&context.directory) {
+            let names = [".sqlx", "sqlx-data.json"];
+            parts.trees("prepared-queries", directory, &names, context, ledgers)?;
         }
         if directory.join(".git").exists() {
             break;

@@ -50,6 +50,10 @@ use store::Store;
 const KEPT: usize = 8;
 const KEPT_INCREMENTAL: usize = 2;
 
+/// Where outputs wait until all of them are there; one that is older was left by who died.
+const RESTORING: &str = "restoring-";
+const ABANDONED: Duration = Duration::from_secs(600);
+
 const ELSEWHERE: &str = "it holds the path of another target";
 
 /// A call that may be answered from the warehouse.
@@ -332,11 +336,9 @@ impl Door {
         let stderr = entry.text("stderr").ok_or_else(malformed)?;
         let dep_info = self.dep_info_here(&way, dep_info);
         let out_dir = self.request.out_dir.clone();
-        let staging = self
-            .context
-            .profile
-            .join(".cargo-cow")
-            .join(format!("restoring-{}", store::unique()));
+        let room = self.context.profile.join(".cargo-cow");
+        sweep(&room);
+        let staging = room.join(format!("{RESTORING}{}", store::unique()));
         fs::create_dir_all(&staging)?;
         let moved: io::Result<Moved> = (|| {
             let mut moved = Moved::default();
@@ -488,6 +490,7 @@ impl Door {
         }
         let id = id.finalize().to_hex().to_string();
         let value = json!({
+            "format": entry::FORMAT,
             "created": now(),
             "seconds": seconds,
             "key": self.key.digest,
@@ -641,35 +644,55 @@ impl Door {
         }
         let mut names: Vec<String> = read.files.clone();
         names.retain(|name| out.is_some_and(|out| Path::new(name).starts_with(out)));
-        let finder = memchr::memmem::Finder::new(profile);
         let mut result = Vec::new();
         for (path, name, executable) in files {
             let said = |error: io::Error| format!("{}: {error}", path.display());
             let mut file = File::open(path).map_err(said)?;
             let stat = file.metadata().map_err(said)?;
-            let mut contents = Vec::with_capacity(usize::try_from(stat.len()).unwrap_or(0));
-            file.read_to_end(&mut contents).map_err(said)?;
+            let asks = !self.key.tied && !bound;
+            let digest = if asks && reads_out_dir {
+                let mut contents = Vec::with_capacity(usize::try_from(stat.len()).unwrap_or(0));
+                file.read_to_end(&mut contents).map_err(said)?;
+                bound = baked::holds(&contents, profile, &names);
+                blake3::hash(&contents).to_hex().to_string()
+            } else {
+                // Where nothing asked for the path, and it is there, nobody knows why.
+                let (digest, holds) =
+                    baked::digest(&mut file, asks.then_some(profile)).map_err(said)?;
+                bound |= holds;
+                digest
+            };
             if Identity::of(&file.metadata().map_err(said)?) != Identity::of(&stat) {
                 return Err(format!("{} is being written", path.display()));
-            }
-            if !self.key.tied && !bound {
-                bound = if reads_out_dir {
-                    baked::holds(&contents, profile, &names)
-                } else {
-                    // Nothing asked for it; so where it is, nobody knows why.
-                    finder.find(&contents).is_some()
-                };
             }
             let made = Made {
                 path: path.clone(),
                 name: name.clone(),
                 executable: *executable,
-                digest: blake3::hash(&contents).to_hex().to_string(),
+                digest,
                 looks: entry::looks(&stat),
             };
             result.push((made, Identity::of(&stat)));
         }
         Ok((result, bound && !self.key.tied))
+    }
+}
+
+/// Removes what calls that were killed had begun to restore.
+fn sweep(room: &Path) {
+    for entry in fs::read_dir(room).into_iter().flatten().flatten() {
+        let is_old = || {
+            let modified = entry.metadata().and_then(|stat| stat.modified());
+            modified.is_ok_and(|then| then.elapsed().is_ok_and(|age| age > ABANDONED))
+        };
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(RESTORING.as_bytes())
+            && is_old()
+        {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -165,6 +165,7 @@ fn keep_one(
             entry::remove(store, &place.join(&id)); // damaged
         }
         let mut value = unit["value"].clone();
+        value["format"] = json!(entry::FORMAT);
         value["kind"] = json!(KIND);
         value["outputs"] = Value::Array(outputs);
         value["links"] = unit["links"].clone();
