@@ -38,9 +38,9 @@ const NOT_KEPT: &[u8] = b"none";
 const BEAT: Duration = Duration::from_secs(1);
 /// So long one waits for a builder that shows no progress at all ...
 const GRACE: Duration = Duration::from_secs(10);
-/// ... and so many times the processor time that its compile has had.  A compile of one's own
-/// would take as long on a machine with so many times more work than processors.
-const SHARE: u32 = 8;
+/// ... and so many times what its compile should have taken up to now: the processor time that it
+/// has had, on a machine with as much work as there is now.  One's own would get no more.
+const SHARE: f64 = 4.0;
 
 /// The right to compile a unit, as long as the value lives.
 pub struct Claim {
@@ -135,12 +135,29 @@ fn wait(file: File, began: Instant) -> Option<File> {
                 let text = said(&seen);
                 let text = std::str::from_utf8(&text).unwrap_or("");
                 let spent = Duration::from_millis(text.trim().parse().unwrap_or(0));
-                if began.elapsed() > GRACE + spent * SHARE {
+                if began.elapsed() > patience(spent, crowd()) {
                     return None;
                 }
             }
         }
     }
+}
+
+/// How long one waits for a compile that has had so much processor time, where `crowd` processes
+/// want each processor.
+fn patience(spent: Duration, crowd: f64) -> Duration {
+    GRACE + spent.mul_f64(SHARE * crowd)
+}
+
+/// At least 1; bounded, because what waits for a disk that is gone counts as load as well.
+fn crowd() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = text
+        .split(' ')
+        .next()
+        .map_or(0.0, |it| it.parse().unwrap_or(0.0));
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    (load / f64::from(u32::try_from(processors).unwrap_or(1))).clamp(1.0, 32.0)
 }
 
 fn said(file: &File) -> Vec<u8> {
@@ -319,10 +336,11 @@ mod tests {
         };
         assert!(wait(GRACE).is_none());
         claim.file.write_all_at(b"3000            ", 0).unwrap();
-        assert!(wait(GRACE + 3 * SHARE * BEAT).is_none());
+        let three = Duration::from_secs(3);
+        assert!(wait(patience(three, 40.0)).is_none());
         // Goes on waiting where it has got on, and lets go of what it no longer wants.
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| wait(GRACE + 2 * SHARE * BEAT).is_some());
+            let waiting = scope.spawn(|| wait(patience(three / 2, 1.0)).is_some());
             std::thread::sleep(BEAT + BEAT / 2);
             assert!(!waiting.is_finished());
             claim.end(true);
@@ -330,6 +348,15 @@ mod tests {
         });
         ours(&store).end(false);
         fs::remove_dir_all(store.root).unwrap();
+    }
+
+    #[test]
+    fn patience_follows_the_load() {
+        let second = Duration::from_secs(1);
+        assert_eq!(patience(Duration::ZERO, 20.0), GRACE);
+        assert_eq!(patience(second, 1.0), GRACE + 4 * second);
+        assert_eq!(patience(second, 10.0), GRACE + 40 * second);
+        assert!((1.0..=32.0).contains(&crowd()));
     }
 
     #[test]
