@@ -201,7 +201,7 @@ class _Choice:
 
     def _differs(self, entry: Found, value: dict[str, Any], stem: str) -> str | None:
         """Why an entry is not right here; None if it is."""
-        if value["format"] != FORMAT or entry.stem != stem or entry.key != value["unit"]:
+        if value["unit_format"] != FORMAT or entry.stem != stem or entry.key != value["unit"]:
             return "its entry is of an unknown form"
         if value["bound"] and value["build_dir"] != self._place.build_dir:
             return f"its outputs hold the path {value['build_dir']}"

@@ -216,7 +216,7 @@ class _Keeper:
             and (made.out_dir_baked or (made.out_dir_baked is None and _names_out_dir(unit)))
         )
         value = {
-            "format": FORMAT,
+            "unit_format": FORMAT,
             "created": time.time(),
             "seconds": _seconds(unit, invoked),
             "crate": unit.stem,
