@@ -288,6 +288,23 @@ macro_rules! openat {
 }
 openat!(openat openat64);
 
+// What a library of C that checks its buffers calls where the flags are no constant.
+macro_rules! open_2 {
+    ($($name:ident)*) => { $(
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(path: *const c_char, flags: c_int) -> c_int {
+            let real = real!($name, unsafe extern "C" fn(*const c_char, c_int) -> c_int);
+            // SAFETY: the caller's own arguments.
+            unsafe {
+                let result = real(path, flags);
+                noted_open(AT_FDCWD, path, flags, result);
+                result
+            }
+        }
+    )* };
+}
+open_2!(__open_2 __open64_2);
+
 macro_rules! fopen {
     ($($name:ident)*) => { $(
         #[unsafe(no_mangle)]
@@ -468,6 +485,46 @@ pub unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mut c_voi
     }
 }
 
+/// A program by its path and, after a zero, its first argument.
+unsafe fn note_program(path: *const c_char, arguments: *const *const c_char) {
+    // SAFETY: the caller's own strings, and a list of them that ends with a null pointer.
+    unsafe {
+        let path = text(path);
+        let has_first =
+            !arguments.is_null() && !(*arguments).is_null() && !(*arguments.add(1)).is_null();
+        let first = if has_first { text(*arguments.add(1)) } else { b"" };
+        let mut whole = [0_u8; 4096];
+        let size = path.len() + 1 + first.len();
+        if first.is_empty() || size > whole.len() {
+            note(b'P', DONE, path);
+            return;
+        }
+        whole[..path.len()].copy_from_slice(path);
+        whole[path.len() + 1..size].copy_from_slice(first);
+        note(b'P', DONE, &whole[..size]);
+    }
+}
+
+/// The C library starts a shell itself.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn system(command: *const c_char) -> c_int {
+    let real = real!(system, unsafe extern "C" fn(*const c_char) -> c_int);
+    note(b'P', DONE, b"sh");
+    // SAFETY: the caller's own argument.
+    unsafe { real(command) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn popen(command: *const c_char, mode: *const c_char) -> *mut c_void {
+    let real = real!(
+        popen,
+        unsafe extern "C" fn(*const c_char, *const c_char) -> *mut c_void
+    );
+    note(b'P', DONE, b"sh");
+    // SAFETY: the caller's own arguments.
+    unsafe { real(command, mode) }
+}
+
 /// What a started program reads nobody sees.  It is no compiler, either, and gets its environment
 /// as it would be without us.
 macro_rules! spawn {
@@ -490,7 +547,7 @@ macro_rules! spawn {
             );
             // SAFETY: the caller's own arguments.
             unsafe {
-                note(b'P', DONE, text(path));
+                note_program(path, arguments);
                 without_us(variables, |variables| {
                     real(pid, path, actions, attributes, arguments, variables)
                 })
@@ -535,7 +592,7 @@ macro_rules! execute {
                 if !FORKED.load(Ordering::Relaxed) {
                     return real(path, arguments);
                 }
-                note(b'P', DONE, text(path));
+                note_program(path, arguments);
                 let before = environ;
                 without_us(before, |variables| {
                     environ = variables;
@@ -563,21 +620,156 @@ pub unsafe extern "C" fn execve(
         if !FORKED.load(Ordering::Relaxed) {
             return real(path, arguments, variables);
         }
-        note(b'P', DONE, text(path));
+        note_program(path, arguments);
         without_us(variables, |variables| real(path, arguments, variables))
     }
 }
 
+const AF_INET: c_int = 2;
+const AF_INET6: c_int = 10;
+const AF_UNIX: c_int = 1;
+
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn connect(socket: c_int, address: *const c_void, length: c_uint) -> c_int {
+pub unsafe extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
     let real = real!(
-        connect,
-        unsafe extern "C" fn(c_int, *const c_void, c_uint) -> c_int
+        socket,
+        unsafe extern "C" fn(c_int, c_int, c_int) -> c_int
+    );
+    if matches!(domain, AF_INET | AF_INET6 | AF_UNIX) {
+        note(b'N', DONE, b"");
+    }
+    // SAFETY: the caller's own arguments.
+    unsafe { real(domain, kind, protocol) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getaddrinfo(
+    node: *const c_char,
+    service: *const c_char,
+    hints: *const c_void,
+    to: *mut *mut c_void,
+) -> c_int {
+    let real = real!(
+        getaddrinfo,
+        unsafe extern "C" fn(
+            *const c_char,
+            *const c_char,
+            *const c_void,
+            *mut *mut c_void,
+        ) -> c_int
     );
     note(b'N', DONE, b"");
     // SAFETY: the caller's own arguments.
-    unsafe { real(socket, address, length) }
+    unsafe { real(node, service, hints, to) }
 }
+
+// --- the time -----------------------------------------------------------------------------------
+
+#[repr(C)]
+struct Symbol {
+    library: *const c_char,
+    base: *mut c_void,
+    name: *const c_char,
+    address: *mut c_void,
+}
+
+unsafe extern "C" {
+    fn dladdr(address: *const c_void, to: *mut Symbol) -> c_int;
+}
+
+/// rustc's own libraries, which ask for the time as well (for the names of incremental state).
+const COMPILERS: [&[u8]; 8] = [
+    b"librustc_driver",
+    b"librustc_codegen",
+    b"libstd-",
+    b"libLLVM",
+    b"libstdc++",
+    b"libgcc_s",
+    b"libc.so",
+    b"ld-linux",
+];
+
+/// Whether the code at an address was brought by a macro: its own, or a library's that it loaded.
+fn is_of_macro(address: *const c_void) -> bool {
+    if !MACROS.load(Ordering::Relaxed) {
+        return false;
+    }
+    let mut symbol = Symbol {
+        library: null(),
+        base: null_mut(),
+        name: null(),
+        address: null_mut(),
+    };
+    // SAFETY: `symbol` is what `dladdr` fills, with strings that live as long as the library.
+    let path = unsafe {
+        if dladdr(address, &raw mut symbol) == 0 {
+            return true; // made at run time
+        }
+        text(symbol.library)
+    };
+    let from = path.iter().rposition(|byte| *byte == b'/');
+    let name = &path[from.map_or(0, |at| at + 1)..];
+    name.windows(3).any(|part| part == b".so")
+        && !COMPILERS.iter().any(|known| name.starts_with(known))
+}
+
+fn note_time(caller: *const c_void) {
+    if !BUFFER.load(Ordering::Relaxed).is_null() && is_of_macro(caller) {
+        note(b'T', DONE, b"");
+    }
+}
+
+/// Hands the address of the caller on as the last argument.
+macro_rules! told_by_whom {
+    ($name:ident($($argument:ident: $type:ty),*) via $inner:ident, $register:literal, $arm:literal) => {
+        #[unsafe(no_mangle)]
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name($($argument: $type),*) -> c_long {
+            #[cfg(target_arch = "x86_64")]
+            core::arch::naked_asm!(
+                concat!("mov ", $register, ", qword ptr [rsp]"), "jmp {}", sym $inner
+            );
+            #[cfg(target_arch = "aarch64")]
+            core::arch::naked_asm!(concat!("mov ", $arm, ", x30"), "b {}", sym $inner);
+        }
+    };
+}
+told_by_whom!(clock_gettime(_clock: c_int, _to: *mut c_void) via clock_asked, "rdx", "x2");
+told_by_whom!(gettimeofday(_to: *mut c_void, _zone: *mut c_void) via day_asked, "rdx", "x2");
+told_by_whom!(time(_to: *mut c_long) via time_asked, "rsi", "x1");
+
+unsafe extern "C" fn clock_asked(clock: c_int, to: *mut c_void, caller: *const c_void) -> c_long {
+    let real = real!(clock_gettime, unsafe extern "C" fn(c_int, *mut c_void) -> c_int);
+    // CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI
+    if matches!(clock, 0 | 5 | 11) {
+        note_time(caller);
+    }
+    // SAFETY: the caller's own arguments.
+    unsafe { real(clock, to) }.into()
+}
+
+unsafe extern "C" fn day_asked(
+    to: *mut c_void,
+    zone: *mut c_void,
+    caller: *const c_void,
+) -> c_long {
+    let real = real!(
+        gettimeofday,
+        unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int
+    );
+    note_time(caller);
+    // SAFETY: the caller's own arguments.
+    unsafe { real(to, zone) }.into()
+}
+
+unsafe extern "C" fn time_asked(to: *mut c_long, caller: *const c_void) -> c_long {
+    let real = real!(time, unsafe extern "C" fn(*mut c_long) -> c_long);
+    note_time(caller);
+    // SAFETY: the caller's own argument.
+    unsafe { real(to) }
+}
+
+// --- who comes after us -------------------------------------------------------------------------
 
 /// Calls with an environment that names neither this library nor its buffer.
 ///

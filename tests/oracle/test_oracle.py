@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import pytest
 
-from . import observe
+from . import observe, sharing
 from .histories import History, World, draw, play, played, report, smallest
 from .stories import BEYOND, STORIES, WHOLE, build, edit, edits_in_turn, worktree
 from .tools import TOOLS, CargoCow, CargoCowWarehouse, Tool
@@ -259,8 +259,8 @@ def test_a_seed_draws_one_history() -> None:
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("filesystem", FILESYSTEMS, indirect=True)
 def test_random_histories(filesystem: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Random histories for a third of ``COW_ORACLE_SECONDS`` on each filesystem."""
-    seconds = float(os.environ.get("COW_ORACLE_SECONDS", "120")) / len(FILESYSTEMS)
+    """Random histories for a quarter of ``COW_ORACLE_SECONDS`` on each filesystem."""
+    seconds = float(os.environ.get("COW_ORACLE_SECONDS", "120")) / (len(FILESYSTEMS) + 1)
     seed = int(os.environ.get("COW_ORACLE_SEED") or time.time_ns() // 1_000_000)
     end = time.monotonic() + seconds
     place = filesystem / "world"
@@ -276,3 +276,30 @@ def test_random_histories(filesystem: Path, capsys: pytest.CaptureFixture[str]) 
             told = [report(history, world), "smallest:", report(smaller, again)]
             pytest.fail("\n".join([f"seed {seed}", *told]), pytrace=False)
         seed += 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_random_sharing(btrfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two users with one warehouse, for the last quarter."""
+    seconds = float(os.environ.get("COW_ORACLE_SECONDS", "120")) / (len(FILESYSTEMS) + 1)
+    seed = int(os.environ.get("COW_ORACLE_SEED") or time.time_ns() // 1_000_000)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with capsys.disabled():
+            print(f"\nCOW_ORACLE_SEED={seed}", end="", flush=True)
+        history = sharing.draw(seed)
+        world = sharing.played(btrfs / "world", history)
+        if world.findings:
+            pytest.fail(f"seed {seed}\n{sharing.report(history, world)}", pytrace=False)
+        seed += 1
+
+
+def test_a_store_that_tells_lies_is_found_out(btrfs: Path) -> None:
+    """The judge of shared warehouses can fail: an entry with other outputs and fitting digests."""
+    history = sharing.Sharing(small(), ({"do": "build", "user": "ann", "project": "one"},))
+    world = sharing.play(btrfs / "world", history)
+    assert not world.findings, sharing.report(history, world)
+    sharing.lie(world.store, b"own", b"lie")
+    world.play(history.steps)
+    assert {found.kind for found in world.findings} == {"stale"}

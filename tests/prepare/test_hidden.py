@@ -210,7 +210,7 @@ def test_a_program_reads_what_nobody_sees(
     _build(root, tmp_path)
     assert _told(root) == "<>"
     value = _hidden(root)
-    assert value == {"complete": False, "reason": "it starts env"}
+    assert value == {"complete": False, "reason": "it starts env", "acts": True}
     there = btrfs / "there"
     git(root, "worktree", "add", "-q", str(there))
     write(there, {"app/notes.md": "read by env, for all we know"})

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::identity::macros;
 use super::identity::restore::Back;
 use super::inputs::Hasher;
 use super::observer::{Asked, Note, Outcome};
@@ -49,9 +50,60 @@ const CARGOS: [&str; 7] = [
     "OUT_DIR",
 ];
 const CARGOS_PREFIXES: [&str; 2] = ["CARGO_PKG_", "CARGO_BIN_EXE_"];
+/// Below the profile's directory: what the code of its macros calls.
+const MEMORY: &str = ".cow-macros";
 /// Directories of a profile that hold what Cargo and rustc made; what a script generated lies in
 /// `build`, and the script answers for it.
 const MADE: [&str; 5] = ["deps", "examples", "build", "incremental", ".fingerprint"];
+
+/// What rustc, its allocator and its threads ask the kernel for.
+const KERNELS: [&str; 7] = [
+    "/dev",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/sys",
+    "/sys/devices/system/cpu",
+    "/sys/fs/cgroup",
+];
+const KERNELS_OF_PROCESS: [&str; 9] = [
+    "auxv",
+    "cgroup",
+    "exe",
+    "fd",
+    "maps",
+    "mountinfo",
+    "stat",
+    "statm",
+    "status",
+];
+
+/// Why not all is known.
+struct Why {
+    reason: String,
+    /// It did what somebody who only gets the outputs would not see done, or depends on what no
+    /// file holds.
+    acts: bool,
+}
+
+impl From<String> for Why {
+    fn from(reason: String) -> Self {
+        Self {
+            reason,
+            acts: false,
+        }
+    }
+}
+
+impl From<&str> for Why {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
+}
+
+fn acts(reason: String) -> Why {
+    Why { reason, acts: true }
+}
 
 /// Where one compile works.
 pub struct Place<'a> {
@@ -67,28 +119,42 @@ pub struct Place<'a> {
     pub back: Option<&'a Back>,
     /// The program that links.
     pub linker: &'a OsStr,
+    /// The package's directory.
+    pub package: &'a Path,
+    /// What its script generated.
+    pub out: Option<&'a Path>,
 }
 
-/// `{"complete":true,…}` with what was read, or `{"complete":false,"reason":…}`.
+/// `{"complete":true,…}` with what was read, or `{"complete":false,"reason":…,"acts":…}`; `acts`:
+/// its outputs are not all that came of it, or not of what files and variables hold.
 ///
 /// `hasher` knows since when an input must be unchanged.
 pub fn judge(notes: &[Note], place: &Place<'_>, hasher: &mut Hasher) -> Value {
     match read(notes, place, hasher) {
         Ok(value) => value,
-        Err(reason) => json!({"complete": false, "reason": reason}),
+        Err(why) => json!({"complete": false, "reason": why.reason, "acts": why.acts}),
     }
 }
 
-fn read(notes: &[Note], place: &Place<'_>, hasher: &mut Hasher) -> Result<Value, String> {
+fn read(notes: &[Note], place: &Place<'_>, hasher: &mut Hasher) -> Result<Value, Why> {
     let mut files = BTreeMap::new();
     let mut directories = BTreeMap::new();
     let mut missing = BTreeSet::new();
     let mut existing = BTreeSet::new();
     let mut variables = BTreeMap::new();
+    let mut manifests = Vec::new();
+    let mut unseen = None;
+    let mut other = false;
+    let mut built = None;
     for note in notes {
         let name = note.name.to_str().ok_or("a name that is not UTF-8")?;
         match note.what {
-            Asked::Macro => continue,
+            Asked::Macro => {
+                if macros::may_ask_unseen(Path::new(name), &place.profile.join(MEMORY)) {
+                    unseen.get_or_insert(name);
+                }
+                continue;
+            }
             Asked::Variable => {
                 if !is_own_variable(name) {
                     variables.insert(name, value_of(name)?);
@@ -96,25 +162,45 @@ fn read(notes: &[Note], place: &Place<'_>, hasher: &mut Hasher) -> Result<Value,
                 continue;
             }
             Asked::Program => {
-                if Path::new(name).file_name() == Path::new(place.linker).file_name() {
+                let (program, first) = name.split_once('\0').unwrap_or((name, ""));
+                let stem = Path::new(program).file_name();
+                if stem == Path::new(place.linker).file_name() {
                     continue;
                 }
-                return Err(format!("it starts {name}"));
+                if stem.is_some_and(|stem| stem == "cargo") && first == "locate-project" {
+                    // What it reads is known.
+                    for above in place.package.ancestors() {
+                        manifests.push(above.join("Cargo.toml"));
+                    }
+                    continue;
+                }
+                return Err(acts(format!("it starts {program}")));
             }
-            Asked::Other => return Err("it asks for what cannot be noted".to_owned()),
+            Asked::Network => return Err(acts("it asks the network".to_owned())),
+            Asked::Time => return Err(acts("it asks for the time".to_owned())),
+            Asked::Other => {
+                other = true;
+                continue;
+            }
             Asked::Read | Asked::Write | Asked::List | Asked::Exists => {}
         }
         let path = place.real(name);
-        if place.is_own(&path)? {
-            continue;
-        }
         let text = path.to_str().ok_or("a path that is not UTF-8")?.to_owned();
+        match place.is_own(&path) {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(_) if note.what == Asked::Write => {}
+            Err(reason) => {
+                built.get_or_insert(reason);
+                continue;
+            }
+        }
         match (note.what, note.outcome) {
-            (Asked::Write, _) => return Err(format!("it writes {text}")),
+            (Asked::Write, _) => return Err(acts(format!("it writes {text}"))),
             (_, Outcome::Missing) => {
                 missing.insert(text);
             }
-            (_, Outcome::Failed) => return Err(format!("{text} cannot be read")),
+            (_, Outcome::Failed) => return Err(format!("{text} cannot be read").into()),
             (Asked::List, _) => {
                 let names = hasher
                     .names(&path)
@@ -125,14 +211,39 @@ fn read(notes: &[Note], place: &Place<'_>, hasher: &mut Hasher) -> Result<Value,
                 let input = hasher.hash(&path).map_err(|why| format!("{text}: {why}"))?;
                 files.insert(text, (input.identity.size, input.digest));
             }
-            _ => {
+            (what, _) => {
+                if what == Asked::Exists && place.leads_elsewhere(&path) {
+                    return Err(format!("it may ask where {text} leads").into());
+                }
                 existing.insert(text);
             }
         }
     }
+    // What acts was looked for first: whoever only compares files must not miss it.
+    if let Some(name) = unseen {
+        return Err(format!("{name} may ask for what cannot be noted").into());
+    }
+    if other {
+        return Err("it asks for what cannot be noted".into());
+    }
+    if let Some(reason) = built {
+        return Err(reason.into());
+    }
+    for path in manifests {
+        let text = path.to_str().ok_or("a path that is not UTF-8")?.to_owned();
+        if place.unchanging.iter().any(|root| path.starts_with(root)) {
+            continue;
+        }
+        if path.is_file() {
+            let input = hasher.hash(&path).map_err(|why| format!("{text}: {why}"))?;
+            files.insert(text, (input.identity.size, input.digest));
+        } else {
+            missing.insert(text);
+        }
+    }
     existing.retain(|path| !files.contains_key(path) && !directories.contains_key(path));
     if let Some(both) = missing.iter().find(|path| Path::new(path).exists()) {
-        return Err(format!("{both} came while it was compiled"));
+        return Err(format!("{both} came while it was compiled").into());
     }
     let files: Vec<_> = files
         .into_iter()
@@ -148,7 +259,8 @@ fn read(notes: &[Note], place: &Place<'_>, hasher: &mut Hasher) -> Result<Value,
     }))
 }
 
-fn is_own_variable(name: &str) -> bool {
+/// Whether rustc or Cargo go by a variable themselves: who asked for it cannot be told then.
+pub fn is_own_variable(name: &str) -> bool {
     OWN_VARIABLES.contains(&name)
         || CARGOS.contains(&name)
         || OWN_PREFIXES
@@ -176,10 +288,9 @@ impl Place<'_> {
 
     /// Whether rustc asks for it itself, or something else answers for it.
     fn is_own(&self, path: &Path) -> Result<bool, String> {
-        let device = ["/dev", "/proc", "/sys"];
         if self.sources.contains(path)
             || self.unchanging.iter().any(|root| path.starts_with(root))
-            || device.iter().any(|root| path.starts_with(root))
+            || is_kernels(path)
             || self.is_of_toolchain(path)
         {
             return Ok(true);
@@ -198,6 +309,9 @@ impl Place<'_> {
         let Ok(inside) = path.strip_prefix(built) else {
             return Ok(false);
         };
+        if self.is_generated_elsewhere(path, built) {
+            return Err(format!("it asks for {}, which was built", path.display()));
+        }
         let own = inside
             .components()
             .take(3)
@@ -207,6 +321,31 @@ impl Place<'_> {
             return Ok(true);
         }
         Err(format!("it asks for {}, which was built", path.display()))
+    }
+
+    /// Whether a path lies in what another package's script generated.  Libraries rustc looks for
+    /// there itself; the package's own script answers for its own.
+    fn is_generated_elsewhere(&self, path: &Path, target: &Path) -> bool {
+        let build = self.profile.join("build");
+        let below = path.strip_prefix(&build).or(path.strip_prefix(target));
+        let library = path.extension().is_some_and(|end| {
+            ["a", "so", "lib", "o", "rlib", "rmeta"]
+                .iter()
+                .any(|it| end == *it)
+        });
+        path.starts_with(&build)
+            && below.is_ok_and(|below| below.components().count() > 2)
+            && !self.out.is_some_and(|out| path.starts_with(out))
+            && !library
+            && !path.is_dir()
+    }
+
+    /// Whether a link stands in the way to a path, below the working directory or, outside of it,
+    /// anywhere: who asks for the whole path sees where it leads.
+    fn leads_elsewhere(&self, path: &Path) -> bool {
+        path.ancestors()
+            .take_while(|above| !self.directory.starts_with(above))
+            .any(Path::is_symlink)
     }
 
     /// A toolchain is known by its compiler and libraries: who wraps rustc in a script does not say
@@ -228,6 +367,18 @@ impl Place<'_> {
             .find(|path| fs::exists(path.join("CACHEDIR.TAG")).unwrap_or(false))
             .or_else(|| self.profile.parent())
     }
+}
+
+fn is_kernels(path: &Path) -> bool {
+    let of_process = path
+        .strip_prefix("/proc/self")
+        .or_else(|_| path.strip_prefix(format!("/proc/{}", std::process::id())));
+    KERNELS.iter().any(|known| path.starts_with(known)) && !path.starts_with("/dev/shm")
+        || of_process.is_ok_and(|rest| {
+            KERNELS_OF_PROCESS
+                .iter()
+                .any(|known| rest.starts_with(known))
+        })
 }
 
 /// Without `.` and, where no link can stand in between, without `..`.
@@ -266,6 +417,8 @@ mod tests {
             profile: Path::new("/w/app/target/debug"),
             back: None,
             linker: OsStr::new("cc"),
+            package: Path::new("/w/app"),
+            out: Some(Path::new("/w/app/target/debug/build/app-1/out")),
         };
         judge(notes, &place, &mut Hasher::new(0))
     }
@@ -294,6 +447,8 @@ mod tests {
             note(Variable, Missing, "RUSTC_LOG"),
             note(Program, Done, "/usr/bin/cc"),
             note(Read, Failed, "/dev/tty"),
+            note(Read, Done, "/proc/self/cgroup"),
+            note(Read, Done, "/w/app/target/debug/build/sys-1/out/libx.a"),
         ];
         let value = judged(&own);
         assert_eq!(value["complete"], true, "{value}");
@@ -321,9 +476,21 @@ mod tests {
             note(Read, Done, "/w/app/target/sqlx/query.json"),
             note(Read, Missing, "/w/app/target/schema.json"),
             note(Variable, Done, "CARGO_PRIMARY_PACKAGE"),
+            note(Read, Done, "/proc/self/environ"),
+            note(Read, Done, "/w/app/target/debug/build/other-1/out/text"),
+            note(Program, Done, "/bin/cargo\0metadata"),
+            note(Network, Done, ""),
+            note(Time, Done, ""),
         ] {
             let value = judged(std::slice::from_ref(&refused));
             assert_eq!(value["complete"], false, "{refused:?}");
+            let acts = matches!(refused.what, Program | Write | Network | Time);
+            assert_eq!(value["acts"], acts, "{refused:?}");
+            let both = [note(Other, Done, ""), refused];
+            assert_eq!(judged(&both)["acts"], acts, "{both:?}");
         }
+        let located = judged(&[note(Program, Done, "/bin/cargo\0locate-project")]);
+        let above = ["/Cargo.toml", "/w/Cargo.toml", "/w/app/Cargo.toml"];
+        assert_eq!(located["missing"], json!(above));
     }
 }

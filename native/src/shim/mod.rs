@@ -90,9 +90,10 @@ fn stay(
     let mut said = None;
     let mut seen = Seen {
         // A wrapper may hand the work to a server, which would go on being observed.
-        observer: observation
-            .filter(|_| chained.is_none())
-            .and_then(|_| observer::Observer::of(&compiler[0])),
+        observer: (chained.is_none()
+            && (observation.is_some() || door.as_ref().is_some_and(warehouse::Door::is_watched)))
+        .then(|| observer::Observer::of(&compiler[0]))
+        .flatten(),
         back: None,
         known: None,
     };
@@ -138,6 +139,7 @@ fn stay(
                 if let (Some(door), Some(said)) = (&mut door, &said) {
                     let seconds = clock.elapsed().as_secs_f64();
                     guarded(|| {
+                        let hidden = hidden.or_else(|| door.hidden(&seen, &mut hasher));
                         door.keep(since, &mut hasher, said, hidden, seconds);
                         Some(())
                     });

@@ -29,11 +29,63 @@ pub struct Plan {
     /// which run of the unit the observation belongs.
     invoked: Nanoseconds,
     dep_info: PathBuf,
+    sight: Sight,
+}
+
+/// What tells of a compile which of its reads are rustc's own.
+pub struct Sight {
     directory: PathBuf,
+    package: PathBuf,
+    out: Option<PathBuf>,
     /// What lies below these never changes (registry, git dependencies, the toolchain).
     unchanging: Vec<PathBuf>,
     profile: Option<PathBuf>,
     linker: OsString,
+}
+
+impl Sight {
+    pub fn of(compile: &Compile) -> Option<Self> {
+        let mut unchanging = dependency_sources();
+        unchanging.extend(sysroots(compile));
+        Some(Self {
+            directory: std::env::current_dir().ok()?,
+            package: PathBuf::from(variable("CARGO_MANIFEST_DIR")?),
+            out: variable("OUT_DIR").map(PathBuf::from),
+            unchanging,
+            profile: profile_directory(&compile.out_dir).map(Path::to_owned),
+            linker: compile.linker.clone(),
+        })
+    }
+
+    /// What was read behind rustc's back.  `None`: it was not observed.
+    pub(super) fn hidden(
+        &self,
+        seen: &Seen,
+        dep_info: &DepInfo,
+        hasher: &mut Hasher,
+    ) -> Option<Value> {
+        if seen.known.is_some() {
+            return seen.known.clone();
+        }
+        let notes = seen.observer.as_ref()?.notes()?;
+        let named = dep_info.files.iter();
+        let place = hidden::Place {
+            directory: &self.directory,
+            sources: &named.map(|name| self.directory.join(name)).collect(),
+            unchanging: &self.unchanging,
+            profile: self.profile.as_deref()?,
+            back: seen.back.as_ref(),
+            linker: &self.linker,
+            package: &self.package,
+            out: self.out.as_deref(),
+        };
+        let value = hidden::judge(&notes, &place, hasher);
+        if let Some(reason) = value.get("reason").and_then(Value::as_str) {
+            let package = self.package.display();
+            super::log(&format!("{package}: not all is known: {reason}"));
+        }
+        Some(value)
+    }
 }
 
 pub fn cargo_home() -> Option<PathBuf> {
@@ -46,26 +98,24 @@ impl Plan {
     /// `None`: nothing to observe, so the shim need not stay.
     pub fn of(compile: Compile) -> Option<Self> {
         let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
-        let mut unchanging = dependency_sources();
-        if unchanging.iter().any(|root| package.starts_with(root)) {
+        if dependency_sources()
+            .iter()
+            .any(|root| package.starts_with(root))
+        {
             return None;
         }
+        let sight = Sight::of(&compile)?;
         let unit = unit_directory(
             &compile.out_dir,
             &compile.extra_filename,
             variable("CARGO_PKG_NAME").as_deref(),
         )?;
         let invoked = invoked(&unit)?;
-        unchanging.extend(sysroots(&compile));
-        let profile = profile_directory(&compile.out_dir).map(Path::to_owned);
         Some(Self {
             unit,
             invoked,
             dep_info: compile.dep_info?,
-            directory: std::env::current_dir().ok()?,
-            unchanging,
-            profile,
-            linker: compile.linker,
+            sight,
         })
     }
 
@@ -103,13 +153,19 @@ impl Plan {
         let dep_info = depinfo::parse(&text)
             .ok_or_else(|| format!("{}: malformed", self.dep_info.display()))?;
         let directory = self
+            .sight
             .directory
             .to_str()
             .ok_or("the working directory is not UTF-8")?;
         let mut files = Vec::new();
         for name in &dep_info.files {
-            let path = self.directory.join(name);
-            if self.unchanging.iter().any(|root| path.starts_with(root)) {
+            let path = self.sight.directory.join(name);
+            if self
+                .sight
+                .unchanging
+                .iter()
+                .any(|root| path.starts_with(root))
+            {
                 continue;
             }
             match hasher.hash(&path) {
@@ -117,7 +173,7 @@ impl Plan {
                 Err(reason) => super::log(&format!("left out {}: {reason}", path.display())),
             }
         }
-        let hidden = seen.and_then(|seen| self.hidden(seen, &dep_info, hasher));
+        let hidden = seen.and_then(|seen| self.sight.hidden(seen, &dep_info, hasher));
         if invoked(&self.unit) != Some(self.invoked) {
             return Err(format!("{}: invoked again", self.unit.display()));
         }
@@ -148,33 +204,6 @@ impl Plan {
             dep_info.files.len()
         );
         Ok((summary, hidden))
-    }
-}
-
-impl Plan {
-    /// `None`: it was not observed.
-    fn hidden(&self, seen: &Seen, dep_info: &DepInfo, hasher: &mut Hasher) -> Option<Value> {
-        if seen.known.is_some() {
-            return seen.known.clone();
-        }
-        let notes = seen.observer.as_ref()?.notes()?;
-        let named = dep_info.files.iter();
-        let place = hidden::Place {
-            directory: &self.directory,
-            sources: &named.map(|name| self.directory.join(name)).collect(),
-            unchanging: &self.unchanging,
-            profile: self.profile.as_deref()?,
-            back: seen.back.as_ref(),
-            linker: &self.linker,
-        };
-        let value = hidden::judge(&notes, &place, hasher);
-        if let Some(reason) = value.get("reason").and_then(Value::as_str) {
-            super::log(&format!(
-                "{}: not all is known: {reason}",
-                self.unit.display()
-            ));
-        }
-        Some(value)
     }
 }
 

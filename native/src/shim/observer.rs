@@ -43,9 +43,13 @@ pub enum Asked {
     List,
     Exists,
     Variable,
+    /// Its path and, after a zero, its first argument.
     Program,
     Macro,
-    /// A connection, another working directory, or what this program does not know.
+    Network,
+    /// The time of day.
+    Time,
+    /// Another working directory, or what this program does not know.
     Other,
 }
 
@@ -136,6 +140,8 @@ fn parse(mut bytes: &[u8]) -> Option<Vec<Note>> {
                 b'E' => Asked::Variable,
                 b'P' => Asked::Program,
                 b'M' => Asked::Macro,
+                b'N' => Asked::Network,
+                b'T' => Asked::Time,
                 _ => Asked::Other,
             },
             outcome: match outcome {

@@ -20,7 +20,7 @@ use super::places::Place;
 use crate::elf;
 
 /// Of the memory: of what is asked, and how.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// In every procedural macro's shared object (rustc_session's `proc_macro_decls_symbol`).
 const MACRO: &[u8] = b"rustc_proc_macro_decls";
@@ -58,6 +58,16 @@ const CALLS: &[&[u8]] = &[
     b"system",
     b"vfork",
 ];
+
+/// The same of what the observer cannot see asked: all variables at once, and the kernel itself.
+const PATHS_UNSEEN: &[&[u8]] = &[b"4vars", b"7vars_os"];
+const CALLS_UNSEEN: &[&[u8]] = &[b"__environ", b"_environ", b"environ", b"syscall"];
+
+/// Whether the macro in a shared object may ask for what the observer does not see.
+pub fn may_ask_unseen(path: &Path, memory: &Path) -> bool {
+    let judge = |data: &[u8]| judge(data, PATHS_UNSEEN, CALLS_UNSEEN);
+    Known::read(memory).may("unseen", path, judge)
+}
 
 /// The first macro among those that the compile may load which may know its working directory.
 /// `arguments` are those given; `memory` is a file to remember answers in.
@@ -123,12 +133,16 @@ impl<'a> Known<'a> {
     }
 
     fn may_know(&mut self, path: &Path) -> bool {
+        self.may("directory", path, |data| judge(data, PATHS, CALLS))
+    }
+
+    fn may(&mut self, what: &str, path: &Path, judge: impl Fn(&[u8]) -> bool) -> bool {
         let Ok(stat) = fs::metadata(path) else {
             return false; // it is loaded by nobody
         };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let (size, time, part) = (stat.size(), stat.mtime(), stat.mtime_nsec());
-        let question = format!("{FORMAT} {name} {size} {time}.{part:09} ");
+        let question = format!("{FORMAT} {what} {name} {size} {time}.{part:09} ");
         let answer = |line: &str| Some(line.strip_prefix(&question)? != "no");
         if let Some(known) = self.answers.lines().find_map(answer) {
             return known;
@@ -147,12 +161,12 @@ impl<'a> Known<'a> {
 }
 
 /// Whether the macro in a shared object may know its directory; no macro does not.
-fn judge(data: &[u8]) -> bool {
+fn judge(data: &[u8], paths: &[&[u8]], calls: &[&[u8]]) -> bool {
     let is_wanted = |name: &[u8], of_another: bool| {
         if of_another {
-            CALLS.contains(&name)
+            calls.contains(&name)
         } else {
-            contains(name, STANDARD) && PATHS.iter().any(|path| contains(name, path))
+            contains(name, STANDARD) && paths.iter().any(|path| contains(name, path))
         }
     };
     let Some(calls) = elf::calls(data, is_wanted) else {
@@ -322,6 +336,7 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_no_macro() {
+        let judge = |data| judge(data, PATHS, CALLS);
         assert!(!judge(b""));
         assert!(!judge(b"text"));
         // Of a machine that is not known, it may.

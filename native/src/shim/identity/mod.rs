@@ -13,7 +13,7 @@
 
 mod arguments;
 mod git;
-mod macros;
+pub mod macros;
 mod places;
 pub mod restore;
 

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::super::hidden::is_own_variable;
 use super::super::inputs::{Nanoseconds, changed, modified};
 use super::super::{observe, variable};
 use super::ledger::{Closure, Kind, Ledgers};
@@ -20,7 +21,7 @@ use super::trees::{Scope, tree};
 use super::{compiler, linking};
 
 /// Version of keys and entries: others are not looked at.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Package names, one list for Python and for us.
 const PURE: &str = include_str!("../../../../src/cargo_cow/prepare/pure_macros.txt");
@@ -144,6 +145,14 @@ pub struct Key {
     pub newest: Nanoseconds,
     /// Only for this directory and this target.
     pub tied: bool,
+    pub closure: Closure,
+}
+
+/// What stands for what macros read where that was not observed: much more than they do.
+#[derive(PartialEq, Eq)]
+pub struct Surroundings {
+    pub parts: Vec<(String, String)>,
+    pub newest: Nanoseconds,
 }
 
 struct Parts {
@@ -286,7 +295,9 @@ pub fn of(
     if request.links() {
         for_linkers(&mut parts, request, context, ledgers, &closure)?;
     }
-    hidden(&mut parts, context, ledgers, &closure)?;
+    if closure.impure {
+        unattributed(&mut parts, context, ledgers)?;
+    }
     declared(&mut parts, context, ledgers)?;
 
     let mut hasher = blake3::Hasher::new();
@@ -301,6 +312,7 @@ pub fn of(
         parts: parts.parts,
         newest: parts.newest,
         tied,
+        closure,
     })
 }
 
@@ -606,29 +618,54 @@ pub fn processor() -> Result<String, String> {
         .to_string())
 }
 
-/// What macros may read behind the compiler's back.
-fn hidden(
-    parts: &mut Parts,
-    context: &Context,
-    ledgers: &mut Ledgers,
-    closure: &Closure,
-) -> Result<(), String> {
-    if closure.macros && !context.is_dependency {
-        // Even pure ones look up how a crate is called here (proc-macro-crate).
-        manifests(parts, context, ledgers)?;
-    }
-    if !closure.impure {
-        return Ok(());
-    }
+/// What macros may read, and the observer cannot tell from what rustc reads: variables that rustc
+/// asks for itself, and what the package's script generated.
+fn unattributed(parts: &mut Parts, context: &Context, ledgers: &mut Ledgers) -> Result<(), String> {
     for (name, value) in sorted_variables() {
         if name == "LD_LIBRARY_PATH" {
             parts.search_path(&name, context);
-        } else if !is_idle(&name) {
+        } else if is_own_variable(&name) && !is_idle(&name) {
             parts.value(&name, &value);
         }
     }
     if let Some(out) = &context.out {
         parts.tree("generated", out, Scope::All, context, ledgers)?;
+    }
+    Ok(())
+}
+
+/// What counts where nobody saw what macros read; `everything`: not all of them are known to be
+/// pure.
+pub fn surroundings(
+    context: &Context,
+    ledgers: &mut Ledgers,
+    everything: bool,
+) -> Result<Surroundings, String> {
+    let mut parts = Parts {
+        parts: Vec::new(),
+        newest: 0,
+    };
+    if !context.is_dependency {
+        // Even pure ones look up how a crate is called here (proc-macro-crate).
+        for manifest in [&context.package, &context.directory] {
+            let manifest = manifest.join("Cargo.toml");
+            parts.tree("manifest", &manifest, Scope::All, context, ledgers)?;
+        }
+    }
+    if everything {
+        all_around(&mut parts, context, ledgers)?;
+    }
+    Ok(Surroundings {
+        parts: parts.parts,
+        newest: parts.newest,
+    })
+}
+
+fn all_around(parts: &mut Parts, context: &Context, ledgers: &mut Ledgers) -> Result<(), String> {
+    for (name, value) in sorted_variables() {
+        if !is_own_variable(&name) && !is_idle(&name) {
+            parts.value(&name, &value);
+        }
     }
     if context.is_dependency {
         return Ok(()); // its files are those of its version

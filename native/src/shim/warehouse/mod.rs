@@ -34,13 +34,13 @@ use super::args::{Call, Compile};
 use super::identity::restore::Back;
 use super::inputs::{Hasher, Identity, Nanoseconds, modified};
 use super::process::{CHAIN, Heard};
-use super::{layout, log, variable};
+use super::{Seen, layout, log, observe, variable};
 use crate::clone_tree::Mode;
 use crate::depinfo;
 use claim::{Claim, Turn};
 pub use compiler::located;
 use entry::{Entry, Job, Made, Moved};
-use key::{Context, Key};
+use key::{Context, Key, Surroundings};
 use ledger::Ledgers;
 use request::Request;
 use store::Store;
@@ -72,6 +72,9 @@ pub struct Door {
     /// Held from the miss until the result is kept, or will not be.
     claim: Option<Claim>,
     waited: Duration,
+    sight: observe::Sight,
+    /// As they were before the compile; the second is of everything.
+    surroundings: [Option<Result<Surroundings, String>>; 2],
 }
 
 impl Door {
@@ -103,6 +106,8 @@ impl Door {
         Some(Self {
             call: asked::call(call, &context.directory),
             asked: asked::Note::of(compile),
+            sight: observe::Sight::of(compile)?,
+            surroundings: [None, None],
             store,
             program,
             request,
@@ -175,6 +180,12 @@ impl Door {
         if let Some(claim) = &self.claim {
             claim.show_progress();
         }
+        if self.key.closure.macros {
+            // To be compared after the compile, in case that it cannot be observed.
+            for everything in [false, true] {
+                let _ = self.surroundings(everything);
+            }
+        }
         None
     }
 
@@ -190,6 +201,7 @@ impl Door {
             if let Err(why) = self
                 .matches(&entry)
                 .and_then(|()| hidden_is_same(&entry, hasher))
+                .and_then(|()| self.is_surrounded_as(&entry))
             {
                 reason = why;
                 continue;
@@ -219,6 +231,83 @@ impl Door {
             }
         }
         Err(reason)
+    }
+
+    /// Whether a compile behind this door has to be observed, whoever else wants it.
+    pub fn is_watched(&self) -> bool {
+        self.key.closure.impure
+    }
+
+    /// What the compile that just ran read behind rustc's back, if that was observed.
+    pub(super) fn hidden(&self, seen: &Seen, hasher: &mut Hasher) -> Option<Value> {
+        let dep_info = fs::read_to_string(&self.dep_info).ok()?;
+        self.sight.hidden(seen, &depinfo::parse(&dep_info)?, hasher)
+    }
+
+    fn surroundings(&mut self, everything: bool) -> Result<&Surroundings, String> {
+        let Self {
+            surroundings,
+            context,
+            ledgers,
+            ..
+        } = self;
+        surroundings[usize::from(everything)]
+            .get_or_insert_with(|| key::surroundings(context, ledgers, everything))
+            .as_ref()
+            .map_err(Clone::clone)
+    }
+
+    /// Where what an entry's compile read was not seen, or not all of it: whether all that it may
+    /// have read is the same here.
+    fn is_surrounded_as(&mut self, entry: &Entry) -> Result<(), String> {
+        let then = entry.value.get("surroundings").ok_or("malformed")?;
+        if then.is_null() {
+            return Ok(());
+        }
+        let everything = then["everything"] != false;
+        let here = json!(self.surroundings(everything)?.parts);
+        if then["parts"] == here {
+            return Ok(());
+        }
+        let parts = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let other = parts(&here)
+            .into_iter()
+            .zip(parts(&then["parts"]))
+            .find(|(one, other)| one != other);
+        let name = other.map_or("parts".to_owned(), |(one, _)| {
+            let name = one[1].as_str().unwrap_or_default();
+            let end = name.find(['=', '#', ' ']).unwrap_or(name.len());
+            format!("{} {}", one[0].as_str().unwrap_or_default(), &name[..end])
+        });
+        Err(format!("what macros may read: {name}"))
+    }
+
+    /// What has to be compared of a compile of which `hidden` is known.
+    fn stands_for_hidden(
+        &mut self,
+        hidden: Option<&Value>,
+        since: Nanoseconds,
+    ) -> Result<Value, String> {
+        let closure = &self.key.closure;
+        let everything = match hidden {
+            Some(value) if value["complete"] == true => return Ok(Value::Null),
+            Some(value) if value["acts"] == true => {
+                let reason = value["reason"].as_str().unwrap_or_default();
+                return Err(format!("more than its outputs came of it: {reason}"));
+            }
+            Some(_) => true,
+            None if !closure.macros => return Ok(Value::Null),
+            None => closure.impure,
+        };
+        let now = key::surroundings(&self.context, &mut Ledgers::default(), everything)?;
+        let same = match &self.surroundings[usize::from(everything)] {
+            Some(Ok(before)) => *before == now,
+            _ => false,
+        };
+        if !same || now.newest >= super::inputs::earliest_stamp(now.newest, since) {
+            return Err("what its macros may have read changed meanwhile".to_owned());
+        }
+        Ok(json!({"everything": everything, "parts": now.parts}))
     }
 
     /// What was asked for and is not there.
@@ -466,6 +555,7 @@ impl Door {
         if again.newest >= super::inputs::earliest_stamp(again.newest, since) {
             return Err("a file that counts was changed meanwhile".to_owned());
         }
+        let surroundings = self.stands_for_hidden(hidden.as_ref(), since)?;
         let (made, bound) = self.looked_at(&read, &files)?;
         let profile = self.context.profile.to_str().ok_or("not UTF-8")?;
         let mut id = blake3::Hasher::new();
@@ -479,6 +569,7 @@ impl Door {
             ),
             json!(read.environment),
             json!(hidden),
+            json!(surroundings),
             if bound { json!(profile) } else { Value::Null },
             if diagnostics {
                 form.clone()
@@ -509,6 +600,7 @@ impl Door {
             "absent": absent,
             "files": inputs,
             "hidden": hidden,
+            "surroundings": surroundings,
             "call": self.call,
             "stderr": stderr,
             "dep_info": dep_info,
@@ -708,7 +800,7 @@ fn may_include(text: &[u8]) -> bool {
 }
 
 /// Whether what an entry's compile read behind rustc's back is the same here, where that is known
-/// in full; where not, the key holds what it may have read.
+/// in full; where not, its surroundings are compared.
 fn hidden_is_same(entry: &Entry, hasher: &mut Hasher) -> Result<(), String> {
     let hidden = &entry.value["hidden"];
     if hidden.is_null() || hidden["complete"] == false {
