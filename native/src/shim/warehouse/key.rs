@@ -477,13 +477,8 @@ fn for_linkers(
     }
     parts.search_path("LD_LIBRARY_PATH", context);
     linkers(parts, request)?;
-    for directory in system_directories() {
-        let value = format!(
-            "{} {}",
-            directory.display(),
-            system_libraries(&directory)?.0
-        );
-        parts.add("system", value);
+    for line in system(context)?.lines() {
+        parts.add("system", line);
     }
     for path in linking::files(&request.link_arguments)? {
         let path = context.directory.join(path);
@@ -531,6 +526,49 @@ pub fn linker_files(named: &str) -> Result<Vec<(&str, PathBuf)>, String> {
         }
     }
     Ok(files)
+}
+
+/// Below the profile's directory: what one Cargo run found in the system's library directories, a
+/// line for each.
+const SYSTEM: &str = ".cargo-cow/system";
+
+/// Thousands of stats, so once in a Cargo run; and again before something is kept (`forget_system`).
+fn system(context: &Context) -> Result<String, String> {
+    let note = context.profile.join(SYSTEM);
+    let run = run();
+    if let (Some(run), Ok(text)) = (&run, fs::read_to_string(&note))
+        && let Some(lines) = text.strip_prefix(run.as_str())
+    {
+        return Ok(lines.to_owned());
+    }
+    let mut lines = String::new();
+    for directory in system_directories() {
+        let digest = system_libraries(&directory)?.0;
+        lines.push_str(&format!("{} {digest}\n", directory.display()));
+    }
+    if let Some(run) = run {
+        let aside = note.with_extension(std::process::id().to_string());
+        let _ = note.parent().map(fs::create_dir_all);
+        if fs::write(&aside, run + &lines).is_err() || fs::rename(&aside, &note).is_err() {
+            let _ = fs::remove_file(&aside);
+        }
+    }
+    Ok(lines)
+}
+
+/// The next who asks looks anew.
+pub fn forget_system(context: &Context) {
+    let _ = fs::remove_file(context.profile.join(SYSTEM));
+}
+
+/// The process that called us, which no other is or will be: number and start, in this boot.
+fn run() -> Option<String> {
+    let parent = std::os::unix::process::parent_id();
+    let stat = fs::read_to_string(format!("/proc/{parent}/stat")).ok()?;
+    // The name stands in brackets and may hold anything; the start is proc(5)'s field 22.
+    let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(format!("{parent} {started} {}\n", boot.trim_end()))
 }
 
 /// Where linkers look by themselves, each directory once.

@@ -548,6 +548,9 @@ impl Door {
             store,
             ..
         } = self;
+        if request.links() {
+            key::forget_system(context);
+        }
         let again = key::of(program, request, context, &mut ledgers, store)?;
         if again.digest != self.key.digest {
             return Err("what it was given changed meanwhile".to_owned());
