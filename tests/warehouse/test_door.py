@@ -345,7 +345,7 @@ def test_what_others_own_or_may_write_is_not_used(place: Place) -> None:
         shutil.rmtree(project / "target")
         assert place.build(project, "build", "-p", "util").rustc == expected
     modes = {path.stat().st_mode & 0o077 for path in place.store.rglob("*")}
-    assert modes == {0}
+    assert modes == {0}, [p for p in place.store.rglob("*") if p.stat().st_mode & 0o077]
 
 
 def test_two_builds_at_once(place: Place, dependencies: Path) -> None:

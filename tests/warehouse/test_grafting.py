@@ -85,6 +85,7 @@ def test_a_removed_target_is_there_before_cargo(place: Place) -> None:
     assert (again.rustc, again.scripts) == ([], 0), again.output
     assert "4 units came from the warehouse" in again.output
     assert told(project) == "u1 m"
+    assert {path.stat().st_mode & 0o077 for path in place.store.rglob("*")} == {0}
     # Plain Cargo agrees, and an edit is seen.
     assert cargo(project, place.scratch, "build").rustc == []
     write(project, {"util/src/inner.rs": 'pub const MARK: &str = "u2";\n'})

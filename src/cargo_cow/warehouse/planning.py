@@ -168,6 +168,7 @@ def _remember(store: Path, selection: str, asked: Asked) -> None:
         room.mkdir(mode=0o700, exist_ok=True)
         path = room / selection[:32]
         temporary = room / f".{path.name}.{os.getpid()}"
+        temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(asked._asdict()))
         temporary.replace(path)
         kept = sorted(room.iterdir(), key=lambda entry: entry.stat().st_mtime)
@@ -274,6 +275,7 @@ def _keep_probes(made: Path, kept: Path) -> None:
     try:
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         temporary = kept.with_name(f"{kept.name}.{os.getpid()}")
+        temporary.touch(mode=0o600)
         shutil.copyfile(made, temporary)
         temporary.replace(kept)
     except OSError:

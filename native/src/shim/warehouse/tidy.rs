@@ -26,7 +26,7 @@ pub fn consider(root: &Path) {
         .and_then(|then| then.elapsed().ok())
     else {
         // A store that was just made has nothing to let go.
-        let _ = fs::write(&note, "");
+        let _ = super::store::create(&note);
         return;
     };
     if age < OFTEN || (age < SELDOM && !is_nearly_full(root)) {
