@@ -118,7 +118,8 @@ class _Look:
         call = value.get("call")
         if not call:
             raise _Refused("it does not hold the call that made it")
-        parts = [(str(kind), str(text)) for kind, text in value["parts"]]
+        around = (value.get("surroundings") or {}).get("parts") or []
+        parts = [(str(kind), str(text)) for kind, text in (*value["parts"], *around)]
         if any(kind == "view" for kind, _ in parts):
             raise _Refused("the compiler saw its checkout elsewhere than where it is")
         directory = Path(call["directory"])
