@@ -492,7 +492,11 @@ unsafe fn note_program(path: *const c_char, arguments: *const *const c_char) {
         let path = text(path);
         let has_first =
             !arguments.is_null() && !(*arguments).is_null() && !(*arguments.add(1)).is_null();
-        let first = if has_first { text(*arguments.add(1)) } else { b"" };
+        let first = if has_first {
+            text(*arguments.add(1))
+        } else {
+            b""
+        };
         let mut whole = [0_u8; 4096];
         let size = path.len() + 1 + first.len();
         if first.is_empty() || size > whole.len() {
@@ -631,10 +635,7 @@ const AF_UNIX: c_int = 1;
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
-    let real = real!(
-        socket,
-        unsafe extern "C" fn(c_int, c_int, c_int) -> c_int
-    );
+    let real = real!(socket, unsafe extern "C" fn(c_int, c_int, c_int) -> c_int);
     if matches!(domain, AF_INET | AF_INET6 | AF_UNIX) {
         note(b'N', DONE, b"");
     }
@@ -739,7 +740,10 @@ told_by_whom!(gettimeofday(_to: *mut c_void, _zone: *mut c_void) via day_asked, 
 told_by_whom!(time(_to: *mut c_long) via time_asked, "rsi", "x1");
 
 unsafe extern "C" fn clock_asked(clock: c_int, to: *mut c_void, caller: *const c_void) -> c_long {
-    let real = real!(clock_gettime, unsafe extern "C" fn(c_int, *mut c_void) -> c_int);
+    let real = real!(
+        clock_gettime,
+        unsafe extern "C" fn(c_int, *mut c_void) -> c_int
+    );
     // CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI
     if matches!(clock, 0 | 5 | 11) {
         note_time(caller);
