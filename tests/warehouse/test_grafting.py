@@ -40,7 +40,7 @@ def build(place: Place, project: Path, *words: str, **extra: str) -> Build:
     return built
 
 
-def graft(place: Place, project: Path, *words: str, **extra: str) -> dict[str, Any]:
+def graft(place: Place, project: Path, *words: str, **extra: str) -> Any:
     """``cargo cow graft --format json``."""
     settle()
     done = subprocess.run(
@@ -52,8 +52,7 @@ def graft(place: Place, project: Path, *words: str, **extra: str) -> dict[str, A
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    value: dict[str, Any] = json.loads(done.stdout)
-    return value
+    return json.loads(done.stdout)
 
 
 def locked(project: Path) -> Path:
@@ -364,6 +363,14 @@ def test_killed_at_any_moment(place: Place) -> None:
         build(place, project)
         assert told(project) == "u1 m"
         assert not list((project / "target/.cargo-cow").glob(".graft*"))
+
+
+def test_a_target_that_goes_while_it_is_kept_stays_gone(place: Place) -> None:
+    project = place.project("main", QUIET)
+    build(place, project)
+    clean(project)
+    assert graft(place, project, "--keep") is None
+    assert not (project / "target").exists()
 
 
 # --- bad input --------------------------------------------------------------------------------

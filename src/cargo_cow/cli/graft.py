@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cargo_cow.cargo.workspace import Workspace
     from cargo_cow.prepare.place import Place
     from cargo_cow.warehouse.building import Ready
+    from cargo_cow.warehouse.units import Kept
 
 
 @click.command("graft", context_settings={"ignore_unknown_options": True})
@@ -90,24 +91,9 @@ def _keep(
     since: int | None,
     style: str,
 ) -> int:
-    from cargo_cow import prepare
-    from cargo_cow.errors import UsageError
-    from cargo_cow.warehouse import planning, surroundings, units
-
-    store = surroundings.store_for(place.build_dir, cwd) if _is_there(place) else None
-    asked = planning.ask(workspace, arguments, cwd, None if store is None else store[0])
-    if asked is None:
-        raise UsageError(
-            "Cargo does not say which compiler it calls",
-            hint="name a command that builds, such as build or test; a Cargo.lock is needed",
-        )
-    if since is not None:
-        # After a build, whose user has gone on to something else.
-        os.nice(5)
-    else:
-        since = _NEVER
-    prepare.capture_of(workspace)
-    kept = units.keep(place, cwd, rustc=asked.rustc, toolchain=asked.toolchain, since=since)
+    kept = None
+    if Path(place.build_dir).is_dir():
+        kept = _kept(workspace, place, cwd, arguments, since)
     if style == "json":
         render.print_json(None if kept is None else kept._asdict())
         return 0
@@ -120,8 +106,27 @@ def _keep(
     return 0
 
 
-def _is_there(place: Place) -> bool:
-    return Path(place.build_dir).is_dir()
+def _kept(
+    workspace: Workspace, place: Place, cwd: Path, arguments: list[str], since: int | None
+) -> Kept | None:
+    from cargo_cow import prepare
+    from cargo_cow.errors import UsageError
+    from cargo_cow.warehouse import planning, surroundings, units
+
+    store = surroundings.store_for(place.build_dir, cwd)
+    asked = planning.ask(workspace, arguments, cwd, None if store is None else store[0])
+    if asked is None:
+        raise UsageError(
+            "Cargo does not say which compiler it calls",
+            hint="name a command that builds, such as build or test; a Cargo.lock is needed",
+        )
+    if since is None:
+        since = _NEVER
+        prepare.capture_of(workspace)
+    else:
+        # After a build, which has recorded what it built, and whose user has gone on.
+        os.nice(5)
+    return units.keep(place, cwd, rustc=asked.rustc, toolchain=asked.toolchain, since=since)
 
 
 def _show(ready: Ready, style: str) -> int:

@@ -90,7 +90,6 @@ class Memo:
         value = {"format": FORMAT, "root": self._root, "units": self.units}
         temporary = f"{self._path}.{os.getpid()}.tmp"
         with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
             Path(temporary).write_text(json.dumps(value, separators=(",", ":")))
             os.replace(temporary, self._path)
 
@@ -111,7 +110,8 @@ def keep(place: Place, cwd: Path, *, rustc: str, toolchain: str | None, since: i
     Raises CowError.
     """
     with contextlib.suppress(OSError):
-        os.makedirs(f"{place.build_dir}/.cargo-cow", exist_ok=True)
+        # Not with what is above it: who removed the target meanwhile does not get it back.
+        os.mkdir(f"{place.build_dir}/.cargo-cow")
     try:
         lock = os.open(f"{place.build_dir}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError:
