@@ -292,6 +292,43 @@ pub fn note(_: proc_macro::TokenStream) -> proc_macro::TokenStream {
         clean(project)
 
 
+def test_a_script_that_writes_into_its_package(place: Place) -> None:
+    """What it wrote is not there, git ignores it: its run alone can make it."""
+    files = QUIET | {
+        ".gitignore": "/target\nwritten.rs\n",
+        "app/word.txt": "one",
+        "app/build.rs": """
+fn main() {
+    println!("cargo:rerun-if-changed=word.txt");
+    let word = std::fs::read_to_string("word.txt").unwrap();
+    std::fs::write("src/written.rs", format!("pub const WORD: &str = {word:?};")).unwrap();
+}
+""",
+        "app/src/main.rs": 'mod written;\nfn main() { println!("{}", written::WORD); }\n',
+    }
+    project = locked(place.project("main", files))
+    build(place, project)
+    clone = place.root / "clone"
+    subprocess.run(["git", "clone", "-q", project, clone], check=True)
+    built = build(place, clone)
+    assert built.scripts == 1, built.output
+    assert told(clone) == "one"
+    # Where it is there, and right, nothing has to run.
+    clean(clone)
+    built = build(place, clone)
+    assert (built.rustc, built.scripts) == ([], 0), built.output
+    write(clone, {"app/src/written.rs": 'pub const WORD: &str = "forged";'})
+    clean(clone)
+    build(place, clone)
+    assert told(clone) == "one"
+    # A clone of the target knows the package's units, which are dropped.
+    tree = place.root / "tree"
+    added = cow(project, place.scratch, "worktree", "add", "--detach", str(tree))
+    assert added.status == 0, added.output
+    assert build(place, tree).scripts == 1
+    assert told(tree) == "one"
+
+
 def test_damaged_entries_heal(place: Place) -> None:
     project = place.project("main", QUIET)
     build(place, project)

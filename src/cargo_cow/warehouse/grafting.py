@@ -121,6 +121,7 @@ class _Choice:
             if verdict.status in ("proven", "kept")
         }
         self._reasons: dict[str, str] = {}
+        self._entries: dict[str, list[tuple[Found, dict[str, Any]]]] = {}
 
     def plan(self) -> GraftPlan:
         wanted = [(key, stem) for key, stem in self._asked.units if key not in self._good]
@@ -181,23 +182,46 @@ class _Choice:
 
     def _right(self, key: str, stem: str) -> list[Found]:
         """All entries of a unit that are right here if their dependencies are, newest first."""
-        digest = key_of(self._asked.layout, key)
-        directory = self._found.root / "units" / digest[:2] / digest
         right = []
-        for used, path in _by_use(directory):
-            value = _read(path)
-            if value is None:
-                continue
+        for entry, value in self._kept(key):
             try:
-                entry = _found(path, value)
                 reason = self._differs(entry, value, stem)
             except (KeyError, TypeError, ValueError):
                 continue
             if reason is None:
-                right.append((used, entry))
+                right.append(entry)
             else:
                 self._reasons.setdefault(key, reason)
-        return [entry for _, entry in right]
+        return right
+
+    def _kept(self, key: str) -> list[tuple[Found, dict[str, Any]]]:
+        """All entries of a unit that can be read, newest first."""
+        known = self._entries.get(key)
+        if known is None:
+            digest = key_of(self._asked.layout, key)
+            known = self._entries[key] = []
+            for path in _by_use(self._found.root / "units" / digest[:2] / digest):
+                value = _read(path)
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    if value is not None:
+                        known.append((_found(path, value), value))
+        return known
+
+    def _may_write(self, run: Found) -> bool:
+        """Whether a script's run left something in its package that is not there as it was.
+
+        No declared input tells.  Told by the units of the package that were built against it;
+        where there is none, nothing is known.
+        """
+        package = _package(run.key)
+        records = [
+            entry.record
+            for key, _ in self._asked.units
+            if _package(key) == package and key != run.key
+            for entry, _ in self._kept(key)
+            if (run.key, run.digest) in entry.dependencies and entry.record is not None
+        ]
+        return not records or any(self._proof.written(made) is not None for made in records)
 
     def _differs(self, entry: Found, value: dict[str, Any], stem: str) -> str | None:
         """Why an entry is not right here; None if it is."""
@@ -229,7 +253,13 @@ class _Choice:
             reason = self._proof.own_reason(unit, made)
             if reason is not None:
                 return str(reason)
+            if unit.is_script_run and self._proof.is_local(made) and self._may_write(entry):
+                return "its script may have written files that are not here"
         return None
+
+
+def _package(key: str) -> str:
+    return key.rpartition("/")[2].rpartition("-")[0]
 
 
 _OTHER = {
@@ -245,13 +275,15 @@ def _number(digest: str) -> int:
     return int(digest[:24], 16)
 
 
-def _by_use(directory: Path) -> Iterator[tuple[float, Path]]:
+def _by_use(directory: Path) -> Iterator[Path]:
+    """Entries in a key's directory, the one used last first."""
     found = []
     with contextlib.suppress(OSError):
         for path in directory.iterdir():
             with contextlib.suppress(OSError):
                 found.append(((path / "entry.json").stat().st_mtime, path))
-    yield from sorted(found, reverse=True)
+    for _, path in sorted(found, reverse=True):
+        yield path
 
 
 def _read(path: Path) -> dict[str, Any] | None:
