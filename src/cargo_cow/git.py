@@ -853,7 +853,7 @@ def moves(git_dir: Path) -> list[tuple[int, str]] | None:
     last hundred if there are so many; None where its log is not a file.
 
     The file is git's own, and read by all that speak of it (gitrepository-layout(5)): one line each
-    with both commits, who, when, and after a tab the word.
+    with both commits, who, when, and after a tab the word, if there is one.
     """
     try:
         with open(git_dir / "logs" / "HEAD", "rb") as file:
@@ -864,9 +864,9 @@ def moves(git_dir: Path) -> list[tuple[int, str]] | None:
         return None
     found = []
     for line in reversed(lines[1 if size > _LOG_BYTES else 0 :]):
-        front, tab, word = line.partition(b"\t")
+        front, _, word = line.partition(b"\t")  # a new worktree's first line has no word, nor a tab
         seconds = front.rpartition(b"> ")[2].split(b" ")[0]
-        if tab and seconds.isdigit():
+        if seconds.isdigit():
             found.append((int(seconds), os.fsdecode(word)))
     return found
 
