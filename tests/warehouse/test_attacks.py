@@ -441,12 +441,13 @@ def test_entries_that_changed_places(place: Place) -> None:
             assert told(project) == expected
 
 
-def test_an_output_that_is_a_pipe(place: Place) -> None:
+@pytest.mark.parametrize("name", ["0", "entry.json", "seen"])
+def test_a_file_of_an_entry_that_is_a_pipe(place: Place, name: str) -> None:
     """Who opens it waits for ever."""
     project = place.project("app", APP)
     place.build(project)
     (entry,) = place.entries()
-    (entry / "0").unlink()
-    os.mkfifo(entry / "0")
-    assert _again(place, project) == ["app"]
+    (entry / name).unlink()
+    os.mkfifo(entry / name)
+    assert _again(place, project) == ([] if name == "seen" else ["app"])
     assert _again(place, project) == []

@@ -30,6 +30,7 @@ from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place
 from cargo_cow.prepare.proof import Drop, Proof
 from cargo_cow.prepare.record import Hidden, Input, Record, Timed
+from cargo_cow.warehouse import store
 from cargo_cow.warehouse.planning import Asked
 from cargo_cow.warehouse.surroundings import Surroundings
 from cargo_cow.warehouse.units import FORMAT, Memo, key_of, variable_now
@@ -201,10 +202,10 @@ class _Choice:
             digest = key_of(self._asked.layout, key)
             known = self._entries[key] = []
             for path in _by_use(self._found.root / "units" / digest[:2] / digest):
-                value = _read(path)
-                with contextlib.suppress(KeyError, TypeError, ValueError):
-                    if value is not None:
-                        known.append((_found(path, value), value))
+                # Of another shape, or damaged; its files are checked when it is given out.
+                with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
+                    value = store.read(path)
+                    known.append((_found(path, value), value))
         return known
 
     def _may_write(self, run: Found) -> bool:
@@ -284,20 +285,6 @@ def _by_use(directory: Path) -> Iterator[Path]:
                 found.append(((path / "entry.json").stat().st_mtime, path))
     for _, path in sorted(found, reverse=True):
         yield path
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """An entry's description; None where it is damaged.  Its files are checked when given out."""
-    from blake3 import blake3
-
-    try:
-        line, check = (path / "entry.json").read_bytes().split(b"\n")[:2]
-        if blake3(line).hexdigest() != check.decode():
-            return None
-        value = json.loads(line)
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) and value.get("kind") == "unit" else None
 
 
 def _found(path: Path, value: dict[str, Any]) -> Found:

@@ -330,7 +330,7 @@ def scratch(root: Path) -> Iterator[Path]:
     workshop = root / "making"
     workshop.mkdir(mode=0o700, exist_ok=True)
     path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-again-", dir=workshop))
-    lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield path

@@ -153,6 +153,8 @@ def read(path: Path) -> dict[str, Any]:
     """What the entry in the directory ``path`` says of itself.  Raises OSError, ValueError."""
     from blake3 import blake3
 
+    if not stat.S_ISREG((path / META).lstat().st_mode):
+        raise _Damaged  # who opens a pipe waits for ever
     line, check = (path / META).read_bytes().split(b"\n")[:2]
     if blake3(line).hexdigest() != check.decode():
         raise _Damaged
@@ -195,7 +197,7 @@ def remove(root: Path, entry: Entry) -> bool:
     lock: int | None = None
     try:
         with contextlib.suppress(FileNotFoundError):
-            lock = os.open(entry.path / META, os.O_RDONLY | os.O_CLOEXEC)
+            lock = os.open(entry.path / META, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         (root / "making").mkdir(mode=0o700, exist_ok=True)
         aside = root / "making" / f"{os.getpid()}-{entry.path.name}"

@@ -7,8 +7,8 @@
 //! its digest at the first use after it.
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -99,11 +99,12 @@ impl Entry {
     }
 
     fn read(meta: &Path) -> Option<Value> {
-        let stat = fs::symlink_metadata(meta).ok()?;
-        if !stat.is_file() || stat.uid() != rustix::process::geteuid().as_raw() {
+        let mut file = regular(meta).ok()?;
+        if file.metadata().ok()?.uid() != rustix::process::geteuid().as_raw() {
             return None;
         }
-        let text = fs::read_to_string(meta).ok()?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).ok()?;
         let (line, check) = text.split_once('\n')?;
         (blake3::hash(line.as_bytes()).to_hex().as_str() == check.trim_end()).then_some(())?;
         serde_json::from_str(line).ok()
@@ -137,16 +138,14 @@ impl Entry {
             return false;
         };
         let now = self.looks(outputs.len());
-        if now.is_some() && fs::read_to_string(self.directory.join(SEEN)).ok() == now {
+        let seen = regular(&self.directory.join(SEEN)).and_then(std::io::read_to_string);
+        if now.is_some() && seen.ok() == now {
             return true;
         }
         let whole = outputs.iter().enumerate().all(|(index, output)| {
-            let path = self.file(index);
-            // To open a pipe would be to wait.
-            fs::symlink_metadata(&path).is_ok_and(|stat| stat.is_file())
-                && File::open(path)
-                    .and_then(|mut file| inputs::digest(&mut file))
-                    .is_ok_and(|(size, digest)| size == output.size && digest == output.digest)
+            regular(&self.file(index))
+                .and_then(|mut file| inputs::digest(&mut file))
+                .is_ok_and(|(size, digest)| size == output.size && digest == output.digest)
         });
         if whole {
             self.mark_seen(outputs.len());
@@ -195,7 +194,7 @@ impl Entry {
 
     /// Open and locked against removal, and used now.  `None`: it is being removed.
     pub fn hold(&self) -> Option<File> {
-        let file = File::open(self.directory.join(META)).ok()?;
+        let file = regular(&self.directory.join(META)).ok()?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).ok()?;
         // Not renamed away before we had the lock.
         fs::metadata(self.directory.join(META)).ok()?;
@@ -472,9 +471,22 @@ pub fn transfer(from: &File, to: &File, size: u64, mode: Mode) -> std::io::Resul
     file::transfer(from, to, size, mode).map_err(std::io::Error::from)
 }
 
+/// A file of an entry, opened.  Whatever else lies there is an error: to open a pipe would be to wait.
+pub fn regular(path: &Path) -> std::io::Result<File> {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(std::io::Error::other("not a file"))
+    }
+}
+
 /// Takes an entry out of the store, whole, unless somebody uses it.
 pub fn remove(store: &Store, directory: &Path) {
-    if let Ok(file) = File::open(directory.join(META))
+    if let Ok(file) = regular(&directory.join(META))
         && rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
     {
         return;

@@ -441,7 +441,7 @@ impl Door {
                     .create_new(true)
                     .mode(mode)
                     .open(staging.join(output.name))?;
-                let from = File::open(entry.file(index))?;
+                let from = entry::regular(&entry.file(index))?;
                 let method = entry::transfer(&from, &to, output.size, self.store.mode)?;
                 moved.add(method, output.size);
             }

@@ -318,7 +318,7 @@ fn give_one(store: &Store, to: &Path, time: i64, unit: &Value) -> Result<(Moved,
                 .mode(if output.executable { 0o777 } else { 0o666 })
                 .open(&path)?;
             if output.size > 0 {
-                let from = File::open(entry.file(index))?;
+                let from = entry::regular(&entry.file(index))?;
                 moved.add(
                     entry::transfer(&from, &made, output.size, store.mode)?,
                     output.size,
