@@ -3,7 +3,8 @@
 //!
 //! Cargo plans every unit before it runs the first (and writes their names to its log).  So where
 //! `CARGO_COW_PLANNING` names a file, a question is answered by the real compiler, whose path and
-//! toolchain are written to that file, and the first compile ends Cargo: by then all is said.
+//! toolchain are written to that file, and a compile fails at once: by then all is said, and who asked ends
+//! Cargo.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -31,9 +32,6 @@ pub fn answer(notes: &OsString, call: &Call) -> Option<ExitCode> {
     }
     if !compiles {
         return None;
-    }
-    if let Some(cargo) = rustix::process::getppid() {
-        let _ = rustix::process::kill_process(cargo, rustix::process::Signal::TERM);
     }
     Some(ExitCode::FAILURE)
 }

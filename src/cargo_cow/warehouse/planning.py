@@ -3,9 +3,10 @@
 Cargo plans all units before it runs the first one, and writes their names to its log
 (``fingerprint at: …``, ``core/compiler/fingerprint/mod.rs::prepare_target``).  So the very command
 is run once more, in an empty target directory and with a compiler that answers questions and
-ends Cargo at the first compile (``native/src/shim/planning.rs``).  That takes about what a build
-with nothing to do takes, and the answer is kept in the store for as long as no manifest, lock file,
-configuration, argument or variable changes.  A wrong answer costs compiles and nothing else.
+compiles nothing (``native/src/shim/planning.rs``), and ended when the first compile has failed.
+That takes about what a build with nothing to do takes, and the answer is kept in the store for as
+long as no manifest, lock file, configuration, argument or variable changes.  A wrong answer costs
+compiles and nothing else.
 """
 
 from __future__ import annotations
@@ -261,6 +262,8 @@ def _listen(words: list[str], environment: dict[str, str], cwd: Path) -> list[st
                 logged = _LOGGED.search(line)
                 if logged is not None:
                     found.append(logged[1])
+                elif line.startswith("error"):
+                    break  # the first compile, which comes when all is planned, or what is wrong
                 elif line.lstrip().startswith(_SAID) and line.startswith("  "):
                     print(line, file=sys.stderr)
         finally:
