@@ -281,7 +281,10 @@ def _stat(path: str, *, below: bool = True) -> _Stat:
     try:
         status = os.stat(path)
     except OSError:
-        return []
+        try:
+            status = os.lstat(path)  # a link that leads nowhere counts by where it leads
+        except OSError:
+            return []
     found = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     for entry in walk_below(path) if below and stat.S_ISDIR(status.st_mode) else ():
         for follow in (False, True):
