@@ -19,7 +19,8 @@ from tests.support.states import TINY
 from cargo_cow import filesystems, snapshots
 from cargo_cow.errors import FilesystemFailed
 from cargo_cow.filesystems import zfs as datasets
-from cargo_cow.snapshots import store, taking
+from cargo_cow.snapshots import state as states
+from cargo_cow.snapshots import store
 from cargo_cow.snapshots.state import Damaged, State
 
 pytestmark = pytest.mark.slow
@@ -166,7 +167,7 @@ def test_a_kill_or_an_edit_leaves_no_state_that_is_used(
 
     # Killed with the dataset made and nothing published: the next command finds it by its symlink.
     with monkeypatch.context() as patch:
-        patch.setattr(taking, "units_of", killed)
+        patch.setattr(states, "seal", killed)
         patch.setattr(store, "remove_state", _leave)
         with pytest.raises(Killed):
             snapshots.create_state("one", tiny)
