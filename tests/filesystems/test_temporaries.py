@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from tests.support.projects import git, repository, write
@@ -274,9 +274,11 @@ def test_where_there_is_no_room_it_is_a_sibling(btrfs: Path) -> None:
         assert temporary_target(root / inside).parent == root / "target"
 
 
-def test_a_room_of_another_user_is_not_used(btrfs: Path, unprivileged: Callable[..., Path]) -> None:
+def test_a_room_of_another_user_is_not_used(
+    btrfs: Path, unprivileged: Callable[..., Path], missing: Callable[[str], NoReturn]
+) -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs two users")
+        missing("needs two users")
     root = repository(btrfs / "checkout", {"file": "text"})
     (root / ".cargo-cow").mkdir()
     os.chown(root, 65_534, 65_534)

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -137,9 +137,9 @@ def test_nobody_may_clone_what_root_left(
     assert after == before
 
 
-def test_owners_and_set_id_bits(any_filesystem: Path) -> None:
+def test_owners_and_set_id_bits(any_filesystem: Path, missing: Callable[[str], NoReturn]) -> None:
     if os.geteuid() != 0:
-        pytest.skip("owners are given by root alone")
+        missing("owners are given by root alone")
     source = any_filesystem / "source"
     (source / "group").mkdir(parents=True)
     for name, owner in (("a", (1, 2)), ("group", (3, 4)), ("group/b", (5, 6))):
@@ -351,11 +351,11 @@ def test_between_filesystems_it_copies(btrfs: Path, xfs: Path, trees: Any) -> No
 
 @pytest.mark.parametrize(("source_flag", "parent_flag"), [("+C", "-C"), ("-C", "+C")])
 def test_files_without_copy_on_write_are_shared_too(
-    btrfs: Path, source_flag: str, parent_flag: str
+    btrfs: Path, source_flag: str, parent_flag: str, missing: Callable[[str], NoReturn]
 ) -> None:
     """Btrfs refuses (EINVAL) to share between ``chattr +C`` and an ordinary file."""
     if shutil.which("chattr") is None:
-        pytest.skip("chattr is not installed")
+        missing("chattr is not installed")
     for name, flag in (("source", source_flag), ("place", parent_flag)):
         (btrfs / name).mkdir()
         if flag == "+C":
@@ -368,10 +368,10 @@ def test_files_without_copy_on_write_are_shared_too(
     assert filesystems.usage(btrfs / "place/clone").shared_bytes == 20_480
 
 
-def test_a_nested_subvolume_is_refused(btrfs: Path) -> None:
+def test_a_nested_subvolume_is_refused(btrfs: Path, missing: Callable[[str], NoReturn]) -> None:
     (btrfs / "source/sub").mkdir(parents=True)
     if filesystems.create_target(btrfs / "source/sub/volume") != "subvolume":
-        pytest.skip("no subvolumes here")
+        missing("no subvolumes here")
     (btrfs / "source/sub/volume/file").touch()
     with pytest.raises(FilesystemFailed, match=r"subvolume.*source/sub/volume"):
         native.clone_tree(btrfs / "source", btrfs / "clone")
@@ -380,7 +380,9 @@ def test_a_nested_subvolume_is_refused(btrfs: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "file"])
-def test_another_mount_is_refused(ext4: Path, kind: str) -> None:
+def test_another_mount_is_refused(
+    ext4: Path, kind: str, missing: Callable[[str], NoReturn]
+) -> None:
     """A bind mount has the same device number as what surrounds it."""
     (ext4 / "source").mkdir()
     for name in ("elsewhere", "source/mounted"):
@@ -392,7 +394,7 @@ def test_another_mount_is_refused(ext4: Path, kind: str) -> None:
         ["mount", "--bind", ext4 / "elsewhere", ext4 / "source/mounted"], check=False
     )
     if mount.returncode:
-        pytest.skip("no bind mounts here")
+        missing("no bind mounts here")
     try:
         with pytest.raises(FilesystemFailed, match=r"mount.*source/mounted"):
             native.clone_tree(ext4 / "source", ext4 / "clone")

@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import blake3
 import pytest
@@ -351,9 +352,11 @@ def test_every_unit_of_a_real_build(native_program: Path, tmp_path: Path, layout
     assert b"Fresh my-app" in again.stderr
 
 
-def test_check_and_clippy(native_program: Path, tmp_path: Path) -> None:
+def test_check_and_clippy(
+    native_program: Path, tmp_path: Path, missing: Callable[[str], NoReturn]
+) -> None:
     if shutil.which("cargo-clippy") is None:
-        pytest.skip("clippy is not installed")
+        missing("clippy is not installed")
     _package(tmp_path)
     tick()
     # With a workspace wrapper members have hashes of their own, the build script among them.

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import NoReturn
 
 import pytest
 from tests.support.projects import SOURCE, cargo, cow, git, repository, settle, write
@@ -100,13 +101,15 @@ def test_a_filesystem_that_became_read_only(
 
 
 @pytest.fixture
-def limited(small_filesystem: Callable[..., Path], tmp_path: Path) -> Iterator[Path]:
+def limited(
+    small_filesystem: Callable[..., Path], tmp_path: Path, missing: Callable[[str], NoReturn]
+) -> Iterator[Path]:
     """A built project in a subvolume that has reached the limit of its qgroup."""
     mount = small_filesystem("btrfs", 512 << 20)
     try:
         _administrator("btrfs", "quota", "enable", mount)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"no quota on this Btrfs: {error.stderr!r}")
+        missing(f"no quota on this Btrfs: {error.stderr!r}")
     subvolumes.create(mount / "home")
     root = built(project(mount / "home/main", TINY), tmp_path)
     snapshots.create_state("first", root)
@@ -212,11 +215,13 @@ def _delete_another_owners(workspace: Workspace, identity: str) -> tuple[list[st
 
 
 def test_a_state_that_may_not_be_deleted_is_told_and_left_over(
-    tiny: Path, unprivileged: Callable[..., tuple[list[str], list[str]]]
+    tiny: Path,
+    unprivileged: Callable[..., tuple[list[str], list[str]]],
+    missing: Callable[[str], NoReturn],
 ) -> None:
     """Made by root (`sudo cargo cow …`) in a store that is another's."""
     if os.geteuid() != 0:
-        pytest.skip("needs two users")
+        missing("needs two users")
     made = snapshots.create_state("of root", tiny)
     workspace = load(tiny)
     for directory, names, files in os.walk(tiny):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import NoReturn
 
 import pytest
 from tests.support.projects import SOURCE, cargo, cow, git, repository, settle, write
@@ -546,11 +547,13 @@ def test_a_full_filesystem_leaves_nothing_behind(
     state.verify(first)
 
 
-def test_a_read_only_repository_says_so_in_one_line(tiny: Path) -> None:
+def test_a_read_only_repository_says_so_in_one_line(
+    tiny: Path, missing: Callable[[str], NoReturn]
+) -> None:
     snapshots.create_state("one", tiny)
     chattr = shutil.which("chattr")
     if chattr is None or os.geteuid() != 0:
-        pytest.skip("chattr +i needs root")
+        missing("chattr +i needs root")
     subprocess.run([chattr, "+i", _store(tiny)], check=True)
     try:
         told = cow(tiny, tiny.parent, "snapshot", "create", "two")

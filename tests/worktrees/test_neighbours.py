@@ -10,9 +10,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from tests.support.projects import git, repository, settle, write
@@ -107,11 +107,11 @@ def test_what_writes_suggestions_down(there: Path, verb: str) -> None:
     assert subprocess.run(["cargo", "run", "-q"], check=True, capture_output=True).stdout == b"8\n"
 
 
-def test_tests_of_the_worktree_run(there: Path) -> None:
+def test_tests_of_the_worktree_run(there: Path, missing: Callable[[str], NoReturn]) -> None:
     """They look for files of their package by a path that was baked."""
     _cargo("test", "-q")
     if shutil.which("cargo-nextest") is None:
-        pytest.skip("cargo-nextest is not installed: a neighbour, not a capability of ours")
+        missing("cargo-nextest is not installed: a neighbour, not a capability of ours")
     _cargo("nextest", "run")
     (there / "lib/here").unlink()
     done = subprocess.run(["cargo", "nextest", "run"], check=False, capture_output=True, text=True)
