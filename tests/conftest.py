@@ -427,8 +427,15 @@ def _fresh(mount: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=mount))
     directory.chmod(0o755)
     yield directory
-    # Only for space: what resists (a read-only subvolume) goes with the image.
-    subprocess.run(["rm", "-rf", "--", str(directory)], capture_output=True, check=False)
+    # For space: what resists goes with the image.
+    remove = ["rm", "-rf", "--", str(directory)]
+    if subprocess.run(remove, capture_output=True, check=False).returncode:
+        # A read-only subvolume does.  The root of any has this inode.
+        find = ["find", str(directory), "-depth", "-type", "d", "-inum", "256"]
+        done = subprocess.run(find, capture_output=True, check=False, text=True)
+        for subvolume in done.stdout.splitlines():
+            _answers("btrfs", "subvolume", "delete", subvolume)
+        subprocess.run(remove, capture_output=True, check=False)
 
 
 @pytest.fixture

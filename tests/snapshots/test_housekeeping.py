@@ -149,7 +149,7 @@ def test_settings_are_gits(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for name, value in (
         ("keepNewerThan", "2w"),
         ("budget", "3GB"),
-        ("minFree", "1.5GiB"),
+        ("minFree", "1.5MiB"),
         ("deleted", "no"),
         ("merged", "true"),
         ("prune", "off"),
@@ -165,7 +165,7 @@ def test_settings_are_gits(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monke
             drop_merged=True,
             drop_vanished=True,
             budget=3_000_000_000,
-            min_free=Mark(1_610_612_736),
+            min_free=Mark(1_572_864),
         ),
         False,
         False,
