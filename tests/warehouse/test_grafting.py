@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from cargo_cow.cargo.workspace import load
+from cargo_cow.cli import passthrough
+from cargo_cow.errors import CowError
+from cargo_cow.warehouse import building
 from tests.support.projects import Build, _environment, cargo, cow, git, settle, write
 
 from .conftest import DEPENDENCIES, FILES, PACKAGE, Place, told, user
@@ -436,3 +440,38 @@ def test_a_command_that_fails_fails_as_ever(place: Place, words: tuple[str, ...]
     ours = cow(project, place.scratch, *words, CARGO_COW_WAREHOUSE=str(place.store))
     assert plain.status == ours.status == 101
     assert ours.output.splitlines()[-1] == plain.output.splitlines()[-1]
+
+
+def test_a_setting_that_cannot_be_read_does_not_stop_a_build(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    project = place.project("main", QUIET)
+
+    def unreadable(_: Path) -> None:
+        raise CowError("not to be read", hint="look into it")
+
+    monkeypatch.setattr(passthrough, "warehouse_is_on", unreadable)
+    monkeypatch.chdir(project)
+    assert passthrough.run(["build"]) == 0
+    assert "not to be read" in capfd.readouterr().err
+    assert told(project) == "u1 m"
+
+
+def test_no_keeper_for_what_cannot_be_planned(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would start Python, and fail where nobody sees it."""
+    project = place.project("main", QUIET)
+    started: list[list[str]] = []
+
+    class Started:
+        def __init__(self, words: list[str], **_: object) -> None:
+            started.append(words)
+
+    workspace = load(project, [])
+    ready = building.Ready(None, None, None, 0, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", Started)
+        for words in (["doc"], ["nextest", "run"], ["+stable", "build"]):
+            building.after(ready, workspace, words)
+    assert [words[-2:] for words in started] == [["+stable", "build"]]

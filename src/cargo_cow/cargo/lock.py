@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from cargo_cow.cargo.target import profile_directories
 from cargo_cow.errors import Locked
@@ -38,17 +39,7 @@ class Held:
         if all(map(_is_alone, self.descriptors)):
             return False
         inodes = {os.fstat(descriptor).st_ino for descriptor in self.descriptors}
-        try:
-            with open("/proc/locks", encoding="ascii") as file:
-                lines = [line.split() for line in file]
-        except (OSError, ValueError):
-            return False
-        # 3: -> FLOCK ADVISORY WRITE 1234 00:2a:257 0 EOF
-        return any(
-            words[1:3] == ["->", "FLOCK"] and int(words[6].rpartition(":")[2]) in inodes
-            for words in lines
-            if len(words) > 6
-        )
+        return not inodes.isdisjoint(inode for waits, inode in _flocks() if waits)
 
 
 def _is_alone(descriptor: int) -> bool:
@@ -125,15 +116,20 @@ def is_held(build_dir: str | os.PathLike[str]) -> bool:
     for directory in profile_directories(os.fspath(build_dir)):
         for name in LOCK_NAMES:
             with suppress(OSError):
-                inodes.add(str(os.stat(f"{directory}/{name}").st_ino))
+                inodes.add(os.stat(f"{directory}/{name}").st_ino)
+    return not inodes.isdisjoint(inode for waits, inode in _flocks() if not waits)
+
+
+def _flocks() -> Iterator[tuple[bool, int]]:
+    """Every flock(2) of the machine: whether it is waited for, and the file's inode."""
     try:
-        with open("/proc/locks", encoding="ascii") as file:
-            lines = [line.split() for line in file]
+        text = Path("/proc/locks").read_text("ascii")
     except (OSError, ValueError):
-        return False
-    # 3: FLOCK ADVISORY WRITE 1234 00:2a:257 0 EOF
-    return any(
-        words[1] == "FLOCK" and words[5].rpartition(":")[2] in inodes
-        for words in lines
-        if len(words) > 5
-    )
+        return
+    for line in text.splitlines():
+        # 3: FLOCK ADVISORY WRITE 1234 00:2a:257 0 EOF; who waits has "->" before FLOCK
+        words = line.split()
+        waits = words[1:2] == ["->"]
+        rest = words[2:] if waits else words[1:]
+        if len(rest) > 4 and rest[0] == "FLOCK":
+            yield waits, int(rest[4].rpartition(":")[2])

@@ -47,11 +47,13 @@ class Fingerprint(NamedTuple):
 
     ``dependencies`` are the dependencies' own fingerprint hashes: they name units by value
     (``impl Serialize for DepFingerprint``).  ``local`` is kept as Cargo serialised it.
+    ``rustflags`` are those of the configuration and of variables.
     """
 
     dependencies: tuple[int, ...]
     local: tuple[dict[str, object], ...]
     rustc: int
+    rustflags: tuple[str, ...]
 
 
 class Profile:
@@ -209,6 +211,7 @@ class Unit:
                         tuple(int(entry[3]) for entry in value["deps"]),
                         tuple(value["local"]),
                         int(value["rustc"]),
+                        tuple(map(str, value["rustflags"])),
                     )
                 except (ValueError, KeyError, TypeError, IndexError):
                     self._fingerprint = None

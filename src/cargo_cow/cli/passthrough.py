@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     if verb not in NOT_PREPARED and not help_wanted:
         ready = _prepare(rest)
     stored = None
-    if ready is not None and warehouse_is_on(Path.cwd()):
+    if ready is not None:
         stored = _graft(ready, arguments)
     environment = None
     if (
@@ -121,9 +121,11 @@ class _Ahead:
 
 def _graft(ready: _Ready, arguments: Sequence[str]) -> Stored | None:
     """Put into the target what the warehouse has of the command's units."""
-    from cargo_cow.warehouse import building
-
     try:
+        if warehouse_is_on(Path.cwd()) is None:
+            return None
+        from cargo_cow.warehouse import building
+
         stored = building.before(
             ready.workspace,
             ready.place,

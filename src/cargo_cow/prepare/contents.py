@@ -52,6 +52,11 @@ class Contents:
                 # A memo is a shortcut only: without it every file is read again.
                 self._memo = {}
 
+    @classmethod
+    def of(cls, build_dir: str | os.PathLike[str]) -> Contents:
+        """With what ``build_dir`` remembers of earlier runs."""
+        return cls(f"{os.fspath(build_dir)}/{MEMO}")
+
     def file(self, path: str) -> str:
         """BLAKE3 (hex) of a regular file's bytes; MISSING or UNREADABLE; follows symlinks.
 

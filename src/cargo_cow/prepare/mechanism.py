@@ -111,7 +111,7 @@ def look(workspace: Workspace, place: Place, *, wait: bool = True) -> Look | Non
             with build_lock(place.build_dir, wait=False):
                 pass
         t0 = stamp_time(Path(place.build_dir))
-        contents = Contents(f"{place.build_dir}/{MEMO}")
+        contents = Contents.of(place.build_dir)
         packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
         started = time.monotonic()
         proven = proof.Proof(target, place, contents, packages, False, {})
@@ -350,7 +350,7 @@ def _from_donor(
     except BaseException:
         filesystems.remove_target(fitted.path)
         raise
-    memo = Contents(f"{destination}/{MEMO}")
+    memo = Contents.of(destination)
     memo.adopt(contents)
     memo.save()
     return Report(

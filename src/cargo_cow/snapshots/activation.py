@@ -35,6 +35,7 @@ from cargo_cow.snapshots import store as storing
 from cargo_cow.snapshots import taking
 from cargo_cow.snapshots.state import State
 from cargo_cow.snapshots.store import Project
+from cargo_cow.telling import silent
 
 if TYPE_CHECKING:
     from cargo_cow.filesystems import CloneReport
@@ -64,7 +65,7 @@ def activate(
     name: str,
     *,
     wait: bool = True,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = silent,
     begun: tuple[int, float] | None = None,
 ) -> Activated:
     """Make the state called ``name`` the live target of the workspace.
@@ -93,7 +94,7 @@ def activate(
             # Told now, not after the work of a clone.
             with build_lock(place.build_dir, wait=False):
                 pass
-        contents = Contents(f"{place.build_dir}/{MEMO}")
+        contents = Contents.of(place.build_dir)
         with translated("activate", chosen.path):
             if chosen.whole and unchanged.still_holds(place, os.fspath(chosen.target)):
                 made = _cloned(place, chosen, seconds)

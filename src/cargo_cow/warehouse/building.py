@@ -124,6 +124,8 @@ KEEPING = "CARGO_COW_KEEP"
 
 def after(ready: Ready, workspace: Workspace, arguments: Sequence[str]) -> None:
     """Keep what was built, in a process of its own that ends with it; a build waits for nothing."""
+    if not planning.is_planned(arguments):
+        return
     import subprocess
 
     words = [sys.executable, "-m", "cargo_cow", "graft", "--keep"]

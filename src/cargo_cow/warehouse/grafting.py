@@ -10,7 +10,6 @@ does with units of other targets: what is not proven then is dropped, whatever w
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place
 from cargo_cow.prepare.proof import Drop, Proof
 from cargo_cow.prepare.record import Hidden, Input, Record, Timed
+from cargo_cow.telling import silent
 from cargo_cow.warehouse import store
 from cargo_cow.warehouse.planning import Asked
 from cargo_cow.warehouse.surroundings import Surroundings
@@ -110,7 +110,7 @@ class _Choice:
         self._asked = asked
         self._found = found
         self._target = Target(place.build_dir)
-        contents = Contents(f"{place.build_dir}/.cargo-cow/contents.json")
+        contents = Contents.of(place.build_dir)
         packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
         # Whatever comes from the store comes from elsewhere: all of its record counts.
         self._proof = Proof(self._target, place, contents, packages, True, {})
@@ -325,7 +325,7 @@ def act(
     wanted: GraftPlan,
     *,
     wait: bool = True,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = silent,
 ) -> Grafted:
     """Put the chosen units into the place's target, and prove it.
 
@@ -394,7 +394,7 @@ def _act(place: Place, wanted: GraftPlan, t0: int, started: float) -> Grafted:
     finally:
         with contextlib.suppress(CowError):  # swept up by the next one
             filesystems.remove_target(staged)
-    contents = Contents(f"{place.build_dir}/.cargo-cow/contents.json")
+    contents = Contents.of(place.build_dir)
     packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
     judged = proof.prove(
         Target(place.build_dir), place, contents, packages, cloned=False, grafted=frozenset(keys)
@@ -505,8 +505,4 @@ def _tell(root: Path, done: Grafted, saved: float) -> None:
         "compile_seconds": saved,
     }
     with contextlib.suppress(OSError):
-        descriptor = os.open(root / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, json.dumps(event).encode() + b"\n")
-        finally:
-            os.close(descriptor)
+        store.tell(root, event)

@@ -6,7 +6,6 @@ compiled (``native/src/shim/warehouse/tidy.rs``): no build waits for it.
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,7 +64,5 @@ def tidy(root: Path) -> gc.Done | None:
         return None
     done = gc.carry_out(root, planned)
     event = {"time": round(now, 3), "what": "tidied", **done._asdict()}
-    # One write: lines of calls that are noted meanwhile stay whole.
-    with (root / "events").open("ab", buffering=0) as diary:
-        diary.write(json.dumps(event).encode() + b"\n")
+    store.tell(root, event)
     return done

@@ -57,6 +57,11 @@ class Asked(NamedTuple):
     toolchain: str | None
 
 
+def is_planned(arguments: Sequence[str]) -> bool:
+    """Whether the units of ``cargo <arguments>`` can be learned, given a Cargo.lock."""
+    return next((word for word in arguments if not word.startswith("+")), "") in _VERBS
+
+
 def ask(
     workspace: Workspace, arguments: Sequence[str], cwd: Path, store: Path | None = None
 ) -> Asked | None:
@@ -65,8 +70,7 @@ def ask(
     ``store`` keeps answers.  Nothing is raised: without an answer Cargo goes on as it would have.
     """
     words = list(arguments)
-    verb = next((word for word in words if not word.startswith("+")), "")
-    if verb not in _VERBS or not (workspace.root / "Cargo.lock").is_file():
+    if not is_planned(words) or not (workspace.root / "Cargo.lock").is_file():
         return None
     selection = _selection(workspace, words, cwd)
     if store is not None:

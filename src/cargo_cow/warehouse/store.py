@@ -18,7 +18,7 @@ from cargo_cow.cargo import configuration
 from cargo_cow.errors import WarehouseMissing, WarehouseUnusable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from cargo_cow.cargo.workspace import Workspace
 
@@ -241,6 +241,18 @@ def _held(path: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def tell(root: Path, event: Mapping[str, Any]) -> None:
+    """Add an event (``what``, ``time`` in seconds since the epoch, …) to those of the shim's calls.
+
+    In one write: lines that are noted meanwhile stay whole.  Raises OSError.
+    """
+    descriptor = os.open(root / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, json.dumps(event).encode() + b"\n")
     finally:
         os.close(descriptor)
 

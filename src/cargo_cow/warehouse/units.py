@@ -165,7 +165,7 @@ class _Keeper:
         self._memo = memo
         self._since = since
         self.refused: dict[str, str] = {}
-        self._contents = Contents(f"{place.build_dir}/.cargo-cow/contents.json")
+        self._contents = Contents.of(place.build_dir)
         packages = Packages(place.checkout, place.workspace, place.build_dir, self._contents)
         self._capturer = Capturer(target, place, self._contents, packages)
 
@@ -278,7 +278,10 @@ class _Keeper:
             raise _Refused("the compiler, a linker or a system directory was changed after it")
         triple = unit.profile.name.rpartition("/")[0]
         needs = {"compiler": found.compilers[triple]}
-        flags = _flags(unit)
+        fingerprint = unit.fingerprint()
+        if fingerprint is None:
+            raise _Refused("its fingerprint cannot be read")
+        flags = " ".join(fingerprint.rustflags)
         if "native" in flags:
             needs["processor"] = found.processor
         if unit.is_script_run:
@@ -395,15 +398,6 @@ def _seconds(unit: Unit, invoked: int) -> float:
     newest = max((mtime(path) or 0 for path in unit.compared_outputs()), default=0)
     # A stamped unit carries the time of its proof.
     return max(0.0, min(3600.0, (newest - invoked) / 1e9))
-
-
-def _flags(unit: Unit) -> str:
-    """``RUSTFLAGS`` and the like, as Cargo's fingerprint lists them."""
-    stem = unit.stem.rsplit(".", 1)[0] if "." in unit.stem else unit.stem
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        value = json.loads(Path(f"{unit.directory}/{stem}.json").read_bytes())
-        return " ".join(str(flag) for flag in value["rustflags"])
-    raise _Refused("its fingerprint cannot be read")
 
 
 def _variables(unit: Unit) -> list[list[str | None]]:
