@@ -42,13 +42,16 @@ def digest(path: Path) -> str:
 def test_the_whole_of_it(unit: Unit) -> None:
     outside = unit.root.parent / "out side.txt"
     outside.write_bytes(b"x" * 200_000)
+    manifest = '[package]\nmetadata.cow.inputs = ["data", "env:DECLARED", "env:NOT_SET"]\n'
+    (unit.root / "Cargo.toml").write_text(manifest)
     tick()
     does = (
         unit.writes("src/lib.rs", "src/b.rs", str(outside).replace(" ", "\\ "), "src/lib.rs")
         + f"printf '%s\\n' '' 'src/lib.rs:' '# env-dep:UNSET' >> '{unit.dep_info}'\n"
         + f"printf '%s\\n' '# env-dep:SET=a\\\\b\\nc=d' >> '{unit.dep_info}'\n"
     )
-    assert unit.call(does).returncode == 0
+    environment = unit.environment(does) | {"DECLARED": "x"}
+    assert unit.call(does, environment=environment).returncode == 0
     lib, b = unit.root / "src/lib.rs", unit.root / "src/b.rs"
     value = observed(unit)
     # What a shell in rustc's place looks at is no matter here (tests/prepare/test_hidden.py).
@@ -63,6 +66,7 @@ def test_the_whole_of_it(unit: Unit) -> None:
             [str(outside), 200_000, digest(outside)],
         ],
         "env": [["UNSET", None], ["SET", "a\\b\nc=d"]],
+        "declared": [["DECLARED", blake3.blake3(b"x").hexdigest()], ["NOT_SET", None]],
     }
     assert {path.name for path in unit.fingerprint.iterdir()} == {
         "cow-observed.json",

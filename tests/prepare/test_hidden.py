@@ -169,6 +169,16 @@ def test_what_was_read_is_edited_while_cargo_runs(
     assert _build(looks, tmp_path).rustc == []
 
 
+def test_a_variable_that_cargos_configuration_sets(looks: Path, tmp_path: Path) -> None:
+    """What counts is what Cargo gives to compilers, not what is set where we run."""
+    for text in ("one", "two"):
+        settle()
+        write(looks, {".cargo/config.toml": f'[env]\nLOOKED_AT = "{text}"\n'})
+        assert _build(looks, tmp_path).rustc == ["app"]
+        assert _told(looks) == f"anone{text}"
+        assert _build(looks, tmp_path).rustc == []
+
+
 def test_what_was_not_read_may_differ(looks: Path, tmp_path: Path) -> None:
     there = looks.parent / "there"
     git(looks, "worktree", "add", "-q", str(there))

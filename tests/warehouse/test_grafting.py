@@ -116,6 +116,19 @@ def test_another_project_with_the_same_dependencies(place: Place, dependencies: 
     assert cargo(two, place.scratch, "build").rustc == []
 
 
+def test_a_declared_variable_that_cargos_configuration_sets(place: Place) -> None:
+    config = {".cargo/config.toml": '[env]\nMARKED = "one"\n'}
+    project = place.project("main", QUIET | config)
+    build(place, project)
+    assert told(project) == "u1 one"
+    clean(project)
+    assert build(place, project).rustc == []
+    clean(project)
+    write(project, {".cargo/config.toml": '[env]\nMARKED = "two"\n'})
+    assert build(place, project).rustc == ["app"]
+    assert told(project) == "u1 two"
+
+
 def test_only_what_is_asked_for(place: Place) -> None:
     project = place.project("main", QUIET)
     build(place, project)

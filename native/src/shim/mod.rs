@@ -20,6 +20,7 @@ mod identity;
 mod inputs;
 mod layout;
 mod linker;
+mod manifest;
 mod observe;
 mod observer;
 mod planning;

@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use super::args::Compile;
 use super::inputs::{Hasher, Nanoseconds, earliest_stamp, modified};
 use super::layout::{profile_directory, unit_directory};
-use super::{Seen, hidden, variable};
+use super::{Seen, hidden, manifest, variable};
 use crate::depinfo::{self, DepInfo};
 
 /// Version of `cow-observed.json`.
@@ -85,6 +86,27 @@ impl Sight {
             super::log(&format!("{package}: not all is known: {reason}"));
         }
         Some(value)
+    }
+
+    /// Variables that the package declares to be made from, with the BLAKE3 of their values: who
+    /// records the unit later does not see them.
+    fn declared(&self) -> Vec<Value> {
+        let inputs = manifest::inputs(&self.package, &self.directory);
+        let inputs = inputs.inspect_err(|reason| super::log(reason));
+        let named = inputs
+            .into_iter()
+            .flatten()
+            .filter_map(|input| match input {
+                manifest::Input::Variable(name) => Some(name),
+                manifest::Input::Path(_) => None,
+            });
+        named
+            .map(|name| {
+                let value = std::env::var_os(&name);
+                let digest = value.map(|it| blake3::hash(it.as_bytes()).to_hex().to_string());
+                json!([name, digest])
+            })
+            .collect()
     }
 }
 
@@ -184,6 +206,7 @@ impl Plan {
             "files": &files,
             "env": dep_info.environment,
             "hidden": hidden,
+            "declared": self.sight.declared(),
         });
         // Written aside and renamed, so that a reader sees all or nothing.  Not synced: after a
         // crash a torn file does not parse, and a missing one only means "unknown".

@@ -202,6 +202,38 @@ def effective_variable(cwd: Path, name: str) -> str | None:
     return None
 
 
+def environment(cwd: Path) -> dict[str, str]:
+    """The variables that Cargo, run in ``cwd``, gives to compilers and scripts beside its own.
+
+    ``[env]`` counts where a variable is not set, or with ``force``; with ``relative`` it is a path
+    below the directory that holds ``.cargo`` (``GlobalContext::env_config``, 1.95).  A file that
+    does not parse sets nothing: Cargo says it better.
+    """
+    result = dict(os.environ)
+    decided: set[str] = set()
+    for file in files_for(cwd):
+        try:
+            text = file.read_bytes()
+            if b"env" not in text and b"include" not in text:
+                continue
+            tables = list(with_includes(file))
+        except (OSError, ConfigurationUnusable):
+            continue
+        for source, values in tables:
+            table = values.get("env")
+            for name, value in table.items() if isinstance(table, dict) else ():
+                options = value if isinstance(value, dict) else {"value": value}
+                text_of = options.get("value")
+                if name in decided or not isinstance(text_of, str):
+                    continue
+                decided.add(name)
+                if options.get("relative") is True:
+                    text_of = os.path.join(source.parent.parent, text_of)
+                if options.get("force") is True or name not in os.environ:
+                    result[name] = text_of
+    return result
+
+
 def variable_in(file: Path, name: str) -> str | None:
     """The variable that ``[env]`` of ``file``, or of a file it includes, sets for compilers."""
     for _, values in _with_includes(file, set()):

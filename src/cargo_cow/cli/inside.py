@@ -1,6 +1,6 @@
 """Our own work inside sandbox mode: called by ``cli.sandboxed``, never by a user.
 
-``python -m cargo_cow.cli.inside prepare|capture FILE``, where FILE is the workspace as JSON.
+``python -m cargo_cow.cli.inside prepare|capture FILE [SINCE]``; FILE is the workspace as JSON.
 Says what ``cargo cow build`` says.
 """
 
@@ -38,13 +38,14 @@ def _decode(text: bytes) -> Workspace:
     )
 
 
-def main(verb: str, file: str) -> int:
-    """Prepare or capture at the fixed path; 0 if that went well."""
+def main(verb: str, file: str, since: str = "") -> int:
+    """Prepare or capture at the fixed path; 0 if that went well.  ``since``: see `remember`."""
     workspace = _decode(Path(file).read_bytes())
     if verb == "prepare":
         return 0 if passthrough.make_fresh(workspace) else 1
     assert verb == "capture"
-    return 0 if passthrough.remember(workspace, place_of(workspace)) else 1
+    began = int(since) if since else None
+    return 0 if passthrough.remember(workspace, place_of(workspace), since=began) else 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -65,9 +66,10 @@ def run(arguments: Sequence[str]) -> int:
     ):
         arguments, environment = _with_shim(arguments)
     ahead = None if ready is None or ready.noted else _Ahead(ready)
+    began = time.time_ns()
     status = _cargo(arguments, environment, ahead)
     if ready is not None:
-        _capture(ready, ahead)
+        _capture(ready, ahead, began)
         if stored is not None:
             _store(ready, stored, arguments)
     return status
@@ -205,8 +207,12 @@ def _prepare(arguments: list[str]) -> _Ready | None:
 def make_fresh(workspace: Workspace) -> Report | None:
     """Prepare, and say on stderr what is worth it; None if that failed."""
     from cargo_cow import prepare
+    from cargo_cow.prepare.declared import problems
     from cargo_cow.snapshots import switching
 
+    place = place_of(workspace)
+    for problem in problems(place):
+        _warn(problem, "")
     try:
         report = switching.switched(workspace, say=_say, again=False)
     except CowError as error:
@@ -221,30 +227,33 @@ def make_fresh(workspace: Workspace) -> Report | None:
                 f"{len(report.plan.drop)} dropped"
             )
         elif report.method == "none":
-            prepare.begin(place_of(workspace))
+            prepare.begin(place)
         elif report.grafted:
             _say(f"{report.grafted} units came back from states and other checkouts")
     return report
 
 
-def _capture(ready: _Ready, ahead: _Ahead | None) -> None:
+def _capture(ready: _Ready, ahead: _Ahead | None, began: int) -> None:
     if ready.noted and unchanged.holds(ready.place):
         return
     if ahead is not None and ahead.draft is not None and ahead.serves():
         unchanged.leave(ready.place, ahead.draft)
     else:
-        remember(ready.workspace, ready.place)
+        remember(ready.workspace, ready.place, since=began)
     tidy(ready.workspace, None if ahead is None else ahead.question)
 
 
-def remember(workspace: Workspace, place: Place) -> bool:
-    """Record what was built there, for the next proof; False if that failed."""
+def remember(workspace: Workspace, place: Place, *, since: int | None = None) -> bool:
+    """Record what was built there, for the next proof; False if that failed.
+
+    ``since`` (ns) is when a build began whose variables are those of now.
+    """
     if not os.path.isdir(place.build_dir):
         return True  # nothing was built
     from cargo_cow import prepare
 
     try:
-        prepare.capture_of(workspace)
+        prepare.capture_of(workspace, since=since)
     except CowError as error:
         _warn(f"not recorded: {error}", "")
         return False

@@ -57,6 +57,8 @@ def command(
       cargo cow prepare --dry-run        what would be fresh, and what not
       cargo cow prepare --from ../main   clone the target of ../main
     """
+    from cargo_cow.prepare import declared
+    from cargo_cow.prepare.place import place_of
     from cargo_cow.snapshots import switching
 
     arguments = []
@@ -70,6 +72,8 @@ def command(
 
     try:
         workspace = load(Path.cwd(), arguments)
+        for problem in declared.problems(place_of(workspace)):
+            say(f"warning: {problem}")
         report = switching.switched(
             workspace, donor=donor, dry_run=dry_run, say=say, allow_copy=not no_copy
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,9 +68,10 @@ def run(
     noted = unchanged.holds(place, view.real)
     if not noted:
         _prepare(workspace, inside, place, view, method)
+    began = time.time_ns()
     status = sandbox.run(view, command, method=method)
     if not (noted and unchanged.holds(place, view.real)):
-        _work("capture", inside, view, method)
+        _work("capture", inside, view, method, str(began))
         passthrough.tidy(workspace)
     return status
 
@@ -103,6 +105,7 @@ def _work(
     inside: Workspace,
     view: sandbox.View,
     method: sandbox.Method,
+    *words: str,
 ) -> int:
     from cargo_cow.cli.inside import encode
 
@@ -111,7 +114,7 @@ def _work(
     try:
         os.write(descriptor, encode(inside))
         command = [sys.executable, "-P", "-m", "cargo_cow.cli.inside", verb]
-        command.append(f"/proc/self/fd/{descriptor}")
+        command += [f"/proc/self/fd/{descriptor}", *words]
         left_out = {real for real, _ in view.targets} if inside.standing else set()
         return sandbox.run(view, command, method=method, own_work=True, left_out=left_out)
     finally:

@@ -13,6 +13,7 @@ before it (``invoked.timestamp``), as a dependency rebuilt later leaves its depe
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -27,9 +28,10 @@ from cargo_cow.errors import UnknownFormat
 from cargo_cow.filesystems.failures import translated
 from cargo_cow.prepare import identity, outputs, record
 from cargo_cow.prepare.contents import MEMO, MISSING, UNREADABLE, Contents, walk_below
+from cargo_cow.prepare.declared import BY_SCRIPT, UNKNOWN, UNSET
 from cargo_cow.prepare.macros import INCBIN, PURE, UNSTATED
 from cargo_cow.prepare.packages import Packages, keep_list
-from cargo_cow.prepare.place import Place, below, is_made_at, place_of
+from cargo_cow.prepare.place import Place, below, is_made_at, place_of, variables
 from cargo_cow.prepare.record import (
     ABSOLUTE,
     CHECKOUT,
@@ -81,17 +83,27 @@ class Capturer:
     """Derives records for the units of one target, as seen from the place it was built at."""
 
     def __init__(
-        self, target: Target, place: Place, contents: Contents, packages: Packages
+        self,
+        target: Target,
+        place: Place,
+        contents: Contents,
+        packages: Packages,
+        since: int | None = None,
     ) -> None:
         self._target = target
         self._place = place
         self._contents = contents
         self._packages = packages
+        self._since = since
         self._macros: dict[str, frozenset[str]] = {}
         self._local: dict[str, bool] = {}
         self._roots: dict[str, str] = {}
         self._git_answers: dict[str, bool] = {}
         self._seen = identity.seen_by(place)
+
+    @functools.cached_property
+    def _variables(self) -> dict[str, str]:
+        return variables(self._place)
 
     def run(self) -> Capture:
         """Record every unit that needs a record and has none."""
@@ -342,7 +354,11 @@ class Capturer:
         macros = set(self.reachable_macros(unit))
         if any(self._includes_binary(root, entry) for entry in inputs):
             macros.add(INCBIN)
-        made = made._replace(inputs=tuple(sorted(inputs)), out_dir_baked=self._out_dir_baked(unit))
+        made = made._replace(
+            inputs=tuple(sorted(inputs)),
+            out_dir_baked=self._out_dir_baked(unit),
+            declared=self._declared(unit, root, started, seen),
+        )
         if seen is not None and seen.hidden is not None:
             hidden = self._hidden(unit, seen.hidden, root)
             made = made._replace(macros=tuple(sorted(macros)), hidden=hidden)
@@ -350,17 +366,51 @@ class Capturer:
             made = self._with_hidden(made, root, macros, reference)
         return made._replace(bakes_root=bool(macros or made.hidden) and self._bakes_root(unit))
 
-    def _hidden(self, unit: Unit, seen: tuple[Hidden, ...], root: str) -> tuple[Hidden, ...]:
-        """What was observed, relative to the package or the checkout.
+    def _declared(
+        self, unit: Unit, root: str, started: int, seen: Observation | None = None
+    ) -> tuple[tuple[str, str], ...]:
+        """What the package's manifest declares, as it was when the unit was made at ``started``.
 
-        Variables that the package's own script sets are left out: its run answers for them.
+        What was changed since then is UNKNOWN, and so is a variable of which neither the shim nor
+        the beginning of this very build tells.
         """
-        told = {
+        declarations = self._packages.declarations
+        told = None
+        found = []
+        for one in declarations.of(root):
+            if one.variable is None:
+                same = declarations.changed(one) < started
+                digest = declarations.digest(one, {}) if same else UNKNOWN
+            else:
+                if told is None:
+                    told = self._told(unit)
+                values = {} if seen is None else dict(seen.declared)
+                if one.variable in told:
+                    digest = BY_SCRIPT
+                elif one.variable in values:
+                    digest = values[one.variable] or UNSET
+                elif self._since is not None and started >= self._since:
+                    digest = declarations.digest(one, self._variables)
+                else:
+                    digest = UNKNOWN
+            found.append((one.name, digest))
+        return tuple(found)
+
+    def _told(self, unit: Unit) -> set[str]:
+        """Variables that the package's own script sets for a unit: its run answers for them."""
+        return {
             name
             for dependency in self._target.dependencies(unit) or ()
             if dependency.is_script_run and dependency.package == unit.package
             for name, _ in self._script_env(dependency)
         }
+
+    def _hidden(self, unit: Unit, seen: tuple[Hidden, ...], root: str) -> tuple[Hidden, ...]:
+        """What was observed, relative to the package or the checkout.
+
+        Variables that the package's own script sets are left out: its run answers for them.
+        """
+        told = self._told(unit)
         found = []
         for entry in seen:
             if entry.kind == "variable":
@@ -466,7 +516,9 @@ class Capturer:
         if not local:
             return made
         root = self.package_root(unit)
-        made = made._replace(package_root=self._relative_root(root))
+        made = made._replace(
+            package_root=self._relative_root(root), declared=self._declared(unit, root, started)
+        )
         program = next(
             (
                 path
@@ -579,22 +631,23 @@ class Capturer:
         return found
 
 
-def capture_of(workspace: Workspace) -> Capture:
+def capture_of(workspace: Workspace, *, since: int | None = None) -> Capture:
     """Record what the units of a target were made from, as far as that can still be known.
 
     Needs no lock: a unit that is rebuilt meanwhile is recognised by its ``invoked.timestamp``.
     Records are written beside the fingerprints where that is permitted, and returned in any case.
+    ``since`` (ns) is when the build began whose variables are those of now.
     """
     place = place_of(workspace)
     with translated("recording", Path(place.build_dir)):
-        return capture_at(Target(place.build_dir), place)
+        return capture_at(Target(place.build_dir), place, since=since)
 
 
-def capture_at(target: Target, place: Place) -> Capture:
+def capture_at(target: Target, place: Place, *, since: int | None = None) -> Capture:
     """As `capture_of`, for a target and place that are known already."""
     contents = Contents(f"{place.build_dir}/{MEMO}")
     packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
-    result = Capturer(target, place, contents, packages).run()
+    result = Capturer(target, place, contents, packages, since).run()
     units = {unit.key: unit for unit in target.units}
     for key, made in result.records.items():
         try:

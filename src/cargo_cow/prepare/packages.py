@@ -12,6 +12,7 @@ from blake3 import blake3
 from cargo_cow import git
 from cargo_cow.errors import GitFailed
 from cargo_cow.prepare.contents import MISSING, Contents
+from cargo_cow.prepare.declared import Declarations
 from cargo_cow.prepare.macros import READS_BEYOND
 
 
@@ -31,6 +32,7 @@ class Packages:
         self._files: dict[str, list[str]] | None = None
         self._listed: set[str] = set()
         self._ignored: dict[str, bool] = {}
+        self.declarations = Declarations(workspace, build_dir, contents)
 
     def files(self, package_root: str) -> list[str]:
         """Paths relative to ``package_root`` (absolute), sorted."""

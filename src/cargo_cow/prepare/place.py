@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 from cargo_cow import git
+from cargo_cow.cargo import configuration
 from cargo_cow.cargo.target import Unit
 from cargo_cow.cargo.workspace import Workspace, cargo_home
 
@@ -76,6 +78,19 @@ def place_of(workspace: Workspace) -> Place:
         common_dir,
         standing,
     )
+
+
+def variables(place: Place) -> dict[str, str]:
+    """The variables that Cargo gives to compilers at a place, beside those that it sets itself.
+
+    Its configuration is looked for from the directory that it is run in: ours, if that is there.
+    """
+    try:
+        here = os.getcwd()
+    except OSError:
+        here = place.workspace
+    inside = below(here, place.checkout) is not None
+    return configuration.environment(Path(here if inside else place.workspace))
 
 
 def _physical(path: str, known: dict[str, str]) -> str:

@@ -12,7 +12,9 @@ A unit that was *grafted* into a target in place is judged as one in a clone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from cargo_cow.cargo import depinfo
@@ -28,9 +30,10 @@ from cargo_cow.prepare.capture import (
     read_ledger,
 )
 from cargo_cow.prepare.contents import MISSING, Contents, digest_of
+from cargo_cow.prepare.declared import UNSET
 from cargo_cow.prepare.macros import INCBIN
 from cargo_cow.prepare.packages import Packages, first_difference
-from cargo_cow.prepare.place import Place, below, is_made_at
+from cargo_cow.prepare.place import Place, below, is_made_at, variables
 from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, PRIMARY, Record
 
 Status = Literal["proven", "kept", "unproven", "dirty", "unknown"]
@@ -65,6 +68,8 @@ _TEXTS = {
     "package": "it depends on {}, and the files of its package are not those of its build",
     "hidden-input": "its macros read {}, which is not what it was",
     "hidden-variable": "its macros read the variable {}, which is not what it was",
+    "input": "{}, which its manifest declares, is not what it was",
+    "input-unknown": "its manifest declares {}, and nobody noted what that was",
     "hidden": "it depends on {}, and the files of its package were changed after its build",
     "dependency": "it was built against another {}",
     "dependency-unproven": "{} is not proven",
@@ -82,6 +87,8 @@ _HARD = frozenset(
         "macro-path",
         "hidden-input",
         "hidden-variable",
+        "input",
+        "input-unknown",
     }
 )
 
@@ -191,6 +198,11 @@ class Proof:
         self._ledger: Ledger | None = None
         self._scripted = {unit.package for unit in target.units if unit.is_script_run}
 
+    @functools.cached_property
+    def variables(self) -> Mapping[str, str]:
+        """What compilers would find set here."""
+        return variables(self.place)
+
     def record(self, key: str) -> Record | None:
         """What the unit of that key was made from; None if there is no such unit, or no record."""
         if key not in self._records:
@@ -290,6 +302,9 @@ class Proof:
             return Verdict(unit.key, "kept" if unknown is None else "unproven", unknown)
         if unknown is not None and not is_made_at(unit, self.place):
             return Verdict(unit.key, "unproven", Reason("elsewhere", unit.made_in() or ""))
+        declared = self.unsure_input(unit)
+        if declared is not None:
+            return Verdict(unit.key, "unproven", Reason("input-unknown", declared))
         newer = self.newer_input(unit)
         if newer is None:
             return Verdict(unit.key, "kept")
@@ -330,6 +345,26 @@ class Proof:
                     return path
         return None
 
+    def unsure_input(self, unit: Unit) -> str | None:
+        """What the manifest declares, and may have changed since a unit without record was made;
+        None if there is nothing, or the package cannot be told by its name."""
+        roots = self.place.members.get(unit.package, ())
+        started = unit.invoked()
+        if len(roots) != 1 or started is None:
+            return None
+        declarations = self.packages.declarations
+        for one in declarations.of(roots[0]):
+            if one.variable is None:
+                if declarations.changed(one) >= started:
+                    return one.path
+                continue
+            seen = record.load_observation(unit)
+            values = {} if seen is None else dict(seen.declared)
+            now = declarations.digest(one, self.variables)
+            if one.variable not in values or (values[one.variable] or UNSET) != now:
+                return one.name
+        return None
+
     def reason(self, unit: Unit, made: Record) -> Reason | None:
         """The first reason why the unit is not proven here; None if it is."""
         for key, invoked in made.dependencies:
@@ -359,6 +394,9 @@ class Proof:
             reason = self.hidden_reason(made)
             if reason is not None:
                 return reason
+        reason = self.declared_reason(made)
+        if reason is not None:
+            return reason
         if self.judged_by_cargo(made) and not self.is_overruled(unit.key):
             # Cargo calls it Fresh, and the contents say nothing else: no more is asked in place.
             return None
@@ -438,7 +476,7 @@ class Proof:
         """Whether anything differs that the compile was seen to read behind rustc's back."""
         for entry in made.hidden or ():
             if entry.kind == "variable":
-                value = os.environ.get(entry.path)
+                value = self.variables.get(entry.path)
                 if entry.digest != (None if value is None else digest_of(os.fsencode(value))):
                     return Reason("hidden-variable", entry.path)
                 continue
@@ -452,6 +490,17 @@ class Proof:
             if not same:
                 return Reason("hidden-input", path)
         return None
+
+    def declared_reason(self, made: Record) -> Reason | None:
+        """Whether anything differs that the package's manifest declares; in place as well."""
+        if not (made.declared or self.is_local(made)):
+            return None
+        found = self.packages.declarations.difference(
+            self.package_root(made), dict(made.declared), self.variables
+        )
+        if found is None:
+            return None
+        return Reason("input" if found.noted else "input-unknown", found.name)
 
     def package_reason(self, made: Record) -> Reason | None:
         macros = ", ".join(made.macros)
@@ -666,7 +715,7 @@ class Proof:
             # The donor's dirty units as well: here their files may look unchanged.
             return verdict.status in ("unproven", "dirty")
         reason = verdict.reason
-        if reason is not None and reason.code == "elsewhere":
+        if reason is not None and reason.code in ("elsewhere", "input-unknown"):
             return True
         if reason is None or made is None:
             return False

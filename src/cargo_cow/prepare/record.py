@@ -73,6 +73,7 @@ class Record(NamedTuple):
     not known).  ``timed``: for a script that declares nothing, all files of its package.
     ``hidden``: what the macros of the unit really read, which then counts in place of its package's
     files (None: not observed, or not in full).
+    ``declared``: (name, digest) of what the package's manifest declares, see `declared`.
     ``bakes_root``: the outputs of a unit with such macros hold a path of the checkout.
     ``asks_git``: what the script's program seems to ask git (see ``outputs.asks_git``); ``head``
     and ``branch`` are what git told then, None if that is not known.
@@ -100,6 +101,7 @@ class Record(NamedTuple):
     settled_checkout: str | None = None
     settled_build_dir: str | None = None
     hidden: tuple[Hidden, ...] | None = None
+    declared: tuple[tuple[str, str], ...] = ()
 
     @property
     def named_checkout(self) -> str:
@@ -116,13 +118,15 @@ class Observation(NamedTuple):
     """What the shim saw: digests by the path rustc named, relative to ``cwd``.
 
     ``hidden`` is what was read beside that, with absolute paths and ABSOLUTE as base; None where it
-    is not known in full.
+    is not known in full.  ``declared`` are digests of the variables that the manifest declares
+    (None: not set).
     """
 
     invoked: int
     cwd: str
     files: dict[str, str]
     hidden: tuple[Hidden, ...] | None = None
+    declared: tuple[tuple[str, str | None], ...] = ()
 
 
 _Stamp = tuple[int, int, int, int, int]
@@ -194,6 +198,7 @@ def _parsed(unit: Unit) -> Record | None:
                 Hidden(kind, int(base), str(path), digest)
                 for kind, base, path, digest in value["hidden"]
             ),
+            tuple((str(name), str(digest)) for name, digest in value.get("declared") or ()),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -240,7 +245,8 @@ def load_observation(unit: Unit) -> Observation | None:
             return None
         files = {str(path): str(digest) for path, _, digest in value["files"]}
         hidden = _hidden(value.get("hidden"))
-        return Observation(int(value["invoked"]), str(value["cwd"]), files, hidden)
+        declared = tuple((str(name), digest) for name, digest in value.get("declared") or ())
+        return Observation(int(value["invoked"]), str(value["cwd"]), files, hidden, declared)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

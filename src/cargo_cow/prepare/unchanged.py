@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from cargo_cow.filesystems import GRANULE_NS, clock
 from cargo_cow.prepare import record
 from cargo_cow.prepare.contents import MEMO, Contents, digest_of, walk_below
 from cargo_cow.prepare.place import Place, below
+from cargo_cow.prepare.place import variables as variables_of
 from cargo_cow.prepare.record import CHECKOUT, PACKAGE
 
 NOTE = ".cargo-cow/unchanged.json"
@@ -102,11 +103,19 @@ def _is_true(note: dict[str, Any], place: Place, real: Callable[[str], str]) -> 
     names: dict[str, str] = note["names"]
     if any(_names(path, place, real) != known for path, known in names.items()):
         return False
+    matches: dict[str, str] = note["matches"]
+    if any(_matches(pattern, place, real) != known for pattern, known in matches.items()):
+        return False
     presence: dict[str, bool] = note["presence"]
     if any(os.path.exists(real(path)) != known for path, known in presence.items()):
         return False
-    variables: dict[str, str | None] = note["variables"]
-    return all(_variable(name) == known for name, known in variables.items())
+    known_values: dict[str, str | None] = note["variables"]
+    if not known_values:
+        return True
+    values = variables_of(
+        place._replace(checkout=real(place.checkout), workspace=real(place.workspace))
+    )
+    return all(_variable(name, values) == known for name, known in known_values.items())
 
 
 def is_of(place: Place, build_dir: str) -> bool:
@@ -160,6 +169,8 @@ def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
     names: dict[str, str] = {}
     presence: dict[str, bool] = {}
     variables: dict[str, str | None] = {}
+    values = variables_of(place)
+    matches: dict[str, str] = {}
     built = 0
     # Whether a proof of a clone would find nothing that is not here.
     complete = True
@@ -194,6 +205,23 @@ def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
         inside = below(made.package_root, made.checkout) if made.package_root[:1] == "/" else None
         if inside is not None:
             root = os.path.join(place.checkout, inside)
+        if made.inputs or made.timed is not None or made.declared:
+            declarations = packages.declarations
+            # Here or in the manifests that will declare something.
+            for path in declarations.manifests(root):
+                inputs.setdefault(path, _stat(path))
+            for one in declarations.of(root):
+                if one.variable is not None:
+                    variables[one.variable] = _variable(one.variable, values)
+                    continue
+                pattern = os.path.join(one.root, one.path)
+                matches[pattern] = _matches(pattern, place, str)
+                for path in declarations.files(one):
+                    if not path.endswith("/"):
+                        inputs.setdefault(path, _stat(path))
+            differs = declarations.difference(root, dict(made.declared), values)
+            if is_built and differs is not None:  # as below
+                return None
         bases = {PACKAGE: root, CHECKOUT: place.checkout}
         for entry in made.inputs:
             path = os.path.join(bases.get(entry.base, "/"), entry.path).rstrip("/")
@@ -237,6 +265,7 @@ def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
         "inputs": inputs,
         "directories": directories,
         "names": names,
+        "matches": matches,
         "presence": presence,
         "variables": variables,
         "units": units,
@@ -306,8 +335,17 @@ def _names(directory: str, place: Place, real: Callable[[str], str]) -> str:
     return digest_of(b"\0".join(name for name in found if name not in ours))
 
 
-def _variable(name: str) -> str | None:
-    value = os.environ.get(name)
+def _matches(pattern: str, place: Place, real: Callable[[str], str]) -> str:
+    """Digest of the names that a declared path or pattern stands for."""
+    from cargo_cow.prepare.declared import files_of
+
+    root = real(pattern)
+    found = [os.path.relpath(path, root) for path in files_of(root, real(place.build_dir))]
+    return digest_of("\0".join(found).encode("utf-8", "surrogateescape"))
+
+
+def _variable(name: str, values: Mapping[str, str]) -> str | None:
+    value = values.get(name)
     return None if value is None else digest_of(os.fsencode(value))
 
 

@@ -468,5 +468,6 @@ _WORDS: dict[str, Callable[[Difference], str]] = {
     "new-file": lambda one: f"{one.name} is there, which was not",
     "package-files": lambda one: f"a file of the package in {one.name} has another content",
     "declared": lambda one: f"what its build script declares: {one.name} has another content",
+    "input": lambda one: f"what the manifest declares: {one.name} has another content",
     "generated": lambda one: f"what its build script generated in {one.name} is another",
 }

@@ -243,7 +243,7 @@ class _Choice:
             if digest is None or now.get(name) != digest:
                 return _OTHER.get(name, f"{name} differs")
         for name, digest in value["variables"]:
-            if variable_now(name) != digest:
+            if variable_now(name, self._proof.variables) != digest:
                 return f"the variable {name} differs"
         for path, digest in value["declared"]:
             if self._proof.contents.file(path) != digest:

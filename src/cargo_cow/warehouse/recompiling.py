@@ -122,6 +122,8 @@ class _Look:
         parts = [(str(kind), str(text)) for kind, text in (*value["parts"], *around)]
         if any(kind == "view" for kind, _ in parts):
             raise _Refused("the compiler saw its checkout elsewhere than where it is")
+        if any(kind == "input" for kind, _ in parts):
+            raise _Refused("what its manifest declares is known by a digest only")
         directory = Path(call["directory"])
         if not directory.is_dir():
             raise _Refused(f"{directory} is not there any more")

@@ -424,9 +424,9 @@ def _declares(made: Record | None, value: Mapping[str, object]) -> str:
     return json.dumps([inputs, timed, value["declared"], value["variables"]])
 
 
-def variable_now(name: str) -> str | None:
+def variable_now(name: str, values: Mapping[str, str]) -> str | None:
     """The digest of a variable's value, as entries have it; None if it is not set."""
-    value = os.environ.get(name)
+    value = values.get(name)
     return None if value is None else digest_of(os.fsencode(value))
 
 

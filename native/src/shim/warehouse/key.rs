@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::hidden::is_own_variable;
 use super::super::inputs::{Nanoseconds, changed, modified};
+use super::super::manifest::{self, Input};
 use super::super::{observe, variable};
 use super::ledger::{Closure, Kind, Ledgers};
 use super::request::Request;
@@ -299,6 +300,7 @@ pub fn of(
         unattributed(&mut parts, context, ledgers)?;
     }
     declared(&mut parts, context, ledgers)?;
+    inputs(&mut parts, context, ledgers)?;
 
     let mut hasher = blake3::Hasher::new();
     for (kind, value) in &parts.parts {
@@ -779,6 +781,25 @@ fn declared(parts: &mut Parts, context: &Context, ledgers: &mut Ledgers) -> Resu
             context,
             ledgers,
         )?;
+    }
+    Ok(())
+}
+
+/// What the manifests declare of a package that is built here (`cow.inputs`); others are those of
+/// their version.
+fn inputs(parts: &mut Parts, context: &Context, ledgers: &mut Ledgers) -> Result<(), String> {
+    if context.is_dependency {
+        return Ok(());
+    }
+    for input in manifest::inputs(&context.package, &context.directory)? {
+        match input {
+            Input::Variable(name) => parts.variable(&name),
+            Input::Path(pattern) => {
+                for path in manifest::expand(&pattern, &context.profile)? {
+                    parts.tree("input", &path, Scope::All, context, ledgers)?;
+                }
+            }
+        }
     }
     Ok(())
 }
