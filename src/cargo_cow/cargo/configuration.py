@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cargo_cow.cargo.workspace import cargo_home
+from cargo_cow.durable import sync_directory
 from cargo_cow.errors import ConfigurationUnusable
 
 if TYPE_CHECKING:
@@ -514,11 +515,7 @@ def _write(file: Path, text: str) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(file.parent)
     except OSError as error:
         raise ConfigurationUnusable(
             f"cannot write {file}: {error.strerror}; it is left as it was",

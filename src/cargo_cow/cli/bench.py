@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from cargo_cow.cli import render
+
 # Names only: the workloads themselves are loaded when they run.
 _WORKLOADS = (
     "cold",
@@ -99,27 +101,8 @@ def _listed(known: tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
     metavar="LIST",
     help=f"Any of {','.join(_TOOLS)} (default: all that are installed).",
 )
-@click.option(
-    "--scratch",
-    "directory",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Work in a new directory in this one (default: where files can be cloned).",
-)
-@click.option(
-    "--filesystem",
-    type=click.Choice(["btrfs", "xfs", "ext4"]),
-    help="Make and mount an image with this filesystem (root).",
-)
-@click.option(
-    "--args",
-    "cargo_args",
-    default="--workspace --all-targets",
-    show_default=True,
-    help="Arguments of every cargo build.",
-)
-@click.option(
-    "--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True
-)
+@render.measuring_options
+@render.format_option
 def command(
     project: str,
     other: str | None,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from cargo_cow.cli import render
+
 
 @click.command("demo")
 @click.argument(
@@ -19,27 +21,8 @@ import click
     metavar="REVISION",
     help="With PATH: the commit to switch to and back from (default: HEAD~1).",
 )
-@click.option(
-    "--scratch",
-    "directory",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Work in a new directory in this one (default: where files can be cloned).",
-)
-@click.option(
-    "--filesystem",
-    type=click.Choice(["btrfs", "xfs", "ext4"]),
-    help="Make and mount an image with this filesystem (root).",
-)
-@click.option(
-    "--args",
-    "cargo_args",
-    default="--workspace --all-targets",
-    show_default=True,
-    help="Arguments of every cargo build.",
-)
-@click.option(
-    "--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True
-)
+@render.measuring_options
+@render.format_option
 def command(
     path: Path | None,
     project: str | None,

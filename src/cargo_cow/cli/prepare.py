@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 
 from cargo_cow.cargo.workspace import load
+from cargo_cow.cli import render
 from cargo_cow.errors import CowError
 from cargo_cow.prepare import Report
 
@@ -26,14 +26,7 @@ from cargo_cow.prepare import Report
 @click.option("--target-dir", help="The target directory, as Cargo's option of that name.")
 @click.option("--manifest-path", help="The manifest, as Cargo's option of that name.")
 @click.option("--seed", is_flag=True, hidden=True, help="Called by the shim: quiet, never fails.")
-@click.option(
-    "--format",
-    "style",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="How the report is written to stdout.",
-)
+@render.format_option
 def command(
     dry_run: bool,
     donor: Path | None,
@@ -83,7 +76,7 @@ def command(
         say(f"warning: not prepared: {error}")
         return 0
     if style == "json":
-        print(json.dumps(as_json(report)))
+        render.print_json(as_json(report))
     elif not seed:
         _print(report, dry_run)
     elif report.donor is not None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from cargo_cow.filesystems import Usage
     from cargo_cow.worktrees import Prepared
@@ -42,6 +42,33 @@ def manifest_option(function: _Function) -> _Function:
         metavar="PATH",
         help="The manifest, as Cargo's option of that name.",
     )(function)
+
+
+def measuring_options(function: _Function) -> _Function:
+    """``--scratch`` (``directory``), ``--filesystem`` and ``--args`` (``cargo_args``), as whatever
+    measures in a scratch place takes them."""
+    for option in (
+        click.option(
+            "--args",
+            "cargo_args",
+            default="--workspace --all-targets",
+            show_default=True,
+            help="Arguments of every cargo build.",
+        ),
+        click.option(
+            "--filesystem",
+            type=click.Choice(["btrfs", "xfs", "ext4"]),
+            help="Make and mount an image with this filesystem (root).",
+        ),
+        click.option(
+            "--scratch",
+            "directory",
+            type=click.Path(path_type=Path, exists=True, file_okay=False),
+            help="Work in a new directory in this one (default: where files can be cloned).",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def cargo_arguments(manifest_path: str | None) -> list[str]:

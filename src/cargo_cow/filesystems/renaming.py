@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 
+from cargo_cow.durable import sync_directory
 from cargo_cow.errors import FilesystemFailed
 from cargo_cow.filesystems import syscalls, temporaries, zfs
 from cargo_cow.filesystems.failures import UNSUPPORTED, translated
@@ -123,11 +124,4 @@ def _rename_onto_own_directory(temporary: Path, dest: Path) -> None:
 
 def _sync_parents(*paths: Path) -> None:
     for parent in {path.parent for path in paths}:
-        descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # "fd is bound to a special file": cannot be synced
-                raise
-        finally:
-            os.close(descriptor)
+        sync_directory(parent)

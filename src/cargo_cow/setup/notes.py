@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cargo_cow.cargo.configuration import Change
+from cargo_cow.durable import sync_directory
 from cargo_cow.errors import ConfigurationUnusable
 
 _FORMAT = 1
@@ -103,11 +104,7 @@ def save(notes: Notes) -> None:
             output.flush()
             os.fsync(output.fileno())
         temporary.replace(file)
-        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(file.parent)
     except OSError as error:
         raise ConfigurationUnusable(
             f"cannot note in {file} what is to be taken back later: {error.strerror}",

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from blake3 import blake3
 
+from cargo_cow.durable import sync_directory
 from cargo_cow.errors import StateDamaged, UsageError
 from cargo_cow.filesystems import btrfs, zfs
 
@@ -208,14 +209,6 @@ def write(directory: Path, state: State, units: Units) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _digest(value: dict[str, object]) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return str(blake3(text.encode("ascii")).hexdigest())
@@ -353,7 +346,7 @@ def write_compacted(path: Path, note: Compacted) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path / COMPACTED_FILE)
-    _sync(path)
+    sync_directory(path)
 
 
 def _broken_seal(state: State, *, thorough: bool) -> str | None:

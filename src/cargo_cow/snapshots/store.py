@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from blake3 import blake3
 
 from cargo_cow import filesystems, git
+from cargo_cow.durable import sync_directory
 from cargo_cow.errors import (
     CowError,
     FilesystemFailed,
@@ -194,7 +195,7 @@ class Store(NamedTuple):
                 # Replaces nothing: nobody else gives names meanwhile, and this one is new.
                 temporary.rename(path)
                 temporaries.release(temporary)
-                _sync(self.directory)
+                sync_directory(self.directory)
         return made._replace(path=path)
 
     def promote(self, chosen: State) -> State | None:
@@ -218,7 +219,7 @@ class Store(NamedTuple):
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync(self.directory)
+            sync_directory(self.directory)
         return before
 
     def forget(self, entry: State | Damaged) -> Path:
@@ -245,7 +246,7 @@ class Store(NamedTuple):
                 if self.baseline() == entry.id:
                     self._baseline_file().unlink(missing_ok=True)
                 with contextlib.suppress(OSError) if doomed == entry.path else nullcontext():
-                    _sync(self.directory)
+                    sync_directory(self.directory)
         except BaseException:
             if descriptor is not None:
                 os.close(descriptor)
@@ -371,14 +372,6 @@ def _hold(path: Path, how: int) -> int | None:
         os.close(descriptor)
         raise gone
     return descriptor
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, _DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def refuse_taken(entries: list[State | Damaged], name: str) -> None:

@@ -23,6 +23,7 @@ from cargo_cow.cargo.lock import build_lock
 from cargo_cow.cargo.target import Target, profile_directories
 from cargo_cow.cargo.toolchain import compiler_of
 from cargo_cow.cargo.workspace import Workspace
+from cargo_cow.durable import sync_directory
 from cargo_cow.errors import CowError, FilesystemFailed, Locked, TargetUnusable
 from cargo_cow.filesystems import CloneReport, btrfs, syscalls, temporaries, zfs
 from cargo_cow.filesystems.failures import FORBIDDEN, UNSUPPORTED, translated
@@ -280,7 +281,7 @@ def _taken(
         with translated("take a snapshot of", build_dir):
             place = zfs.place_for_state(dataset, identity)
             target.symlink_to(place)
-            _sync(temporary)
+            sync_directory(temporary)
         try:
             return place, create_snapshot(build_dir, place)
         except FilesystemFailed:
@@ -288,14 +289,6 @@ def _taken(
                 raise
             target.unlink()
     return target, create_snapshot(build_dir, target, allow_copy=allow_copy)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def units_of(target: Path) -> Units:
