@@ -309,6 +309,7 @@ def test_usual_checkouts_start_no_process(
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(os, "posix_spawnp", refuse)
     assert facts(git.checkout_of(where)) == expected
 
 
@@ -320,6 +321,7 @@ def test_odd_checkouts_do_start_git(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(os, "posix_spawnp", refuse)
     with pytest.raises(AssertionError):
         git.checkout_of(where)
 

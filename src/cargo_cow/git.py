@@ -14,7 +14,10 @@ holds it against git's own answer.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
+import signal
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -114,38 +117,86 @@ def available() -> bool:
 class Asked:
     """Git plumbing that runs while we do something else.
 
-    Not a thread for each: their turns at Python cost more than git does.
+    Not a thread for each: their turns at Python cost more than git does.  Nor a ``Popen``, whose
+    module alone costs as much as git's answer.
     """
 
     def __init__(self, args: Sequence[str | os.PathLike[str]], cwd: Path) -> None:
         """Start it.  Raises GitFailed when git itself cannot be started."""
-        import subprocess
-
+        self._process = 0
+        self._answer: Answer | None = None
+        self._pipes: dict[int, list[bytes]] = {}
+        if not os.path.isdir(cwd):  # said by git itself it would be any failure
+            raise GitFailed(f"cannot run git in {cwd}: {os.strerror(errno.ENOENT)}")
+        actions: list[tuple[object, ...]] = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        ]
+        ends: list[int] = []
         try:
-            self._process = subprocess.Popen(
-                ["git", *args],
-                cwd=cwd,
-                env=environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+            for number in (1, 2):
+                ours, theirs = os.pipe()
+                ends.append(theirs)
+                self._pipes[ours] = []
+                actions.append((os.POSIX_SPAWN_DUP2, theirs, number))
+            self._process = os.posix_spawnp(
+                "git",
+                ["git", "-C", os.fspath(cwd), *(os.fspath(word) for word in args)],
+                environment(),
+                file_actions=actions,
+                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # which Python ignores
             )
         except OSError as error:
+            self._close()
             raise _cannot_start(error, cwd) from error
+        finally:
+            for end in ends:
+                os.close(end)
 
     def answer(self) -> Answer:
-        """Wait for what it says, whatever the status.  To be called once."""
+        """Wait for what it says, whatever the status.  A second time it is the same."""
+        if self._answer is not None:
+            return self._answer
         try:
-            output, error = self._process.communicate()
+            output, error = self._read()
         except BaseException:
             self.forget()
             raise
-        return Answer(self._process.returncode, output, error.decode("utf-8", "replace").strip())
+        status = self._ended()
+        self._answer = Answer(status, output, error.decode("utf-8", "replace").strip())
+        return self._answer
+
+    def _read(self) -> list[bytes]:
+        """All that it says on stdout and stderr."""
+        waiting = select.poll()
+        for pipe in self._pipes:
+            waiting.register(pipe, select.POLLIN)
+        pending = len(self._pipes)
+        while pending:
+            for pipe, _ in waiting.poll():
+                data = os.read(pipe, 1 << 16)
+                if data:
+                    self._pipes[pipe].append(data)
+                else:
+                    waiting.unregister(pipe)
+                    pending -= 1
+        return [b"".join(parts) for parts in self._pipes.values()]
+
+    def _ended(self) -> int:
+        self._close()
+        process, self._process = self._process, 0
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+    def _close(self) -> None:
+        for pipe in self._pipes:
+            os.close(pipe)
+        self._pipes = {}
 
     def forget(self) -> None:
-        """End it: nobody wants the answer any more."""
-        self._process.kill()
-        self._process.communicate()
+        """End it: nobody wants the answer any more.  After the answer there is nothing to do."""
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process, signal.SIGKILL)
+            self._ended()
 
 
 def call(args: Sequence[str | os.PathLike[str]], cwd: Path) -> Answer:
@@ -694,23 +745,50 @@ def package_files(root: Path, subdirectory: Path) -> list[Path]:
     return sorted(Path(name) for name in package_names(root, subdirectory))
 
 
-def package_names(root: Path, subdirectory: Path = Path()) -> list[str]:
-    """As `package_files`, as strings in no order: there may be thousands."""
+class Listing:
+    """The question of `package_names` for a whole checkout, asked before the answer is needed."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises GitFailed when git itself cannot be started."""
+        self._asked: list[Asked] = []
+        try:
+            self._asked += (Asked(args, root) for args in _LISTING)
+        except BaseException:
+            self.forget()
+            raise
+
+    def answers(self) -> list[bytes]:
+        """What was said.  Raises GitFailed."""
+        return _answers(_LISTING, self._asked)
+
+    def forget(self) -> None:
+        """End it, unless it was answered."""
+        for asked in self._asked:
+            asked.forget()
+
+
+# Each reads the whole tree: at the same time.  git looks for what is deleted faster than we.
+_LISTING = [
+    "ls-files -t -s -z --cached --deleted --others --exclude-standard".split(),
+    "ls-files -z --others --ignored --exclude-standard --directory".split(),
+]
+
+
+def package_names(
+    root: Path, subdirectory: Path = Path(), listing: Listing | None = None
+) -> list[str]:
+    """As `package_files`, as strings in no order: there may be thousands.
+
+    ``listing``: the question, if it was asked before (of the whole checkout).
+    """
     top = root / subdirectory
     found: set[bytes] = set()
     untracked: list[bytes] = []
     nested: list[bytes] = []
     deleted: set[bytes] = set()
-    # Each reads the whole tree: at the same time.  git looks for what is deleted faster than we.
-    listing, ignored = _together(
-        [
-            "ls-files -t -s -z --cached --deleted --others --exclude-standard".split(),
-            "ls-files -z --others --ignored --exclude-standard --directory".split(),
-        ],
-        top,
-    )
+    told, ignored = (listing or Listing(top)).answers()
     base = os.fsencode(top)
-    for line in listing.split(b"\0"):
+    for line in told.split(b"\0"):
         if line.startswith(b"? "):
             name = line[2:]
             if name.endswith(b"/"):
@@ -768,13 +846,8 @@ def is_environment_file(name: str) -> bool:
     return _environment_kind(os.fsencode(name))
 
 
-def _together(calls: Sequence[Sequence[str]], cwd: Path) -> list[bytes]:
-    """As `run`, for several calls at once."""
-    asked: list[Asked] = []
-    try:
-        asked += (Asked(args, cwd) for args in calls)
-    finally:
-        answers = [each.answer() for each in asked]
+def _answers(calls: Sequence[Sequence[str]], asked: Sequence[Asked]) -> list[bytes]:
+    answers = [each.answer() for each in asked]
     for args, answer in zip(calls, answers, strict=True):
         if answer.status != 0:
             raise _failed(args, answer)

@@ -21,6 +21,7 @@ def run(
     environment: Mapping[str, str],
     *,
     watched: Callable[[], int] | None = None,
+    first: Callable[[], None] | None = None,
     meanwhile: Callable[[], None] | None = None,
 ) -> int:
     """Run ``command`` with our stdio and return its exit status, 128 + N if signal N killed it.
@@ -30,8 +31,10 @@ def run(
 
     ``watched``: the program only watches over another process, which outlives no signal that it
     is not meant to.  It begins with all four ignored, and ``watched()`` gives the number of the
-    process that gets them (0: not known).  ``meanwhile()`` is called once the command runs.  Raises
-    OSError where nothing can be started.
+    process that gets them (0: not known).  ``first()`` is called once the command runs, for work
+    that it waits for: the terminal's signals end that, too.  ``meanwhile()`` is called after it.
+    Whatever they raise, the command's end is waited for.  Raises OSError where nothing can be
+    started.
     """
     before = {number: signal.getsignal(number) for number in (*FROM_TERMINAL, *HANDED_ON)}
     ours = {number for number, handler in before.items() if handler is not signal.SIG_IGN}
@@ -63,6 +66,14 @@ def run(
         if early:
             hand_on(early, None)
         try:
+            if first is not None:
+                for number in FROM_TERMINAL:
+                    signal.signal(number, before[number])
+                try:
+                    first()
+                finally:
+                    for number in FROM_TERMINAL:
+                        signal.signal(number, signal.SIG_IGN)
             if meanwhile is not None:
                 meanwhile()
         finally:

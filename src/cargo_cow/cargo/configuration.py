@@ -166,11 +166,29 @@ def effective_wrapper(cwd: Path) -> Wrapper | None:
     found = wrapper_from_environment()
     if found is not None:
         return found
-    for file in files_for(cwd):
+    for file in files_naming(cwd, "rustc-wrapper"):
         found = wrapper_in(file)
         if found is not None:
             return found
     return None
+
+
+def files_naming(cwd: Path, key: str) -> list[Path]:
+    """As `files_for`, without those that cannot set ``key``: they name neither it nor another file.
+
+    On the path of every build: what is left out need not be parsed.  A key with escapes in it
+    (``"rustc\\u002dwrapper"``) is not recognised.
+    """
+    needles = (key.encode(), b"include")
+    found = []
+    for file in files_for(cwd):
+        try:
+            text = file.read_bytes()
+        except OSError:
+            text = needles[0]  # the error is for who parses it
+        if any(needle in text for needle in needles):
+            found.append(file)
+    return found
 
 
 def workspace_wrapper(cwd: Path) -> Wrapper | None:

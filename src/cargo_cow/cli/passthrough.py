@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow import processes
+from cargo_cow.cargo.lock import HeldBack, hold_back
 from cargo_cow.cargo.target import unit_times
 from cargo_cow.cargo.workspace import Workspace, cargo_program, load
 from cargo_cow.errors import CowError, NotACargoProject
 from cargo_cow.prepare import identity, unchanged
+from cargo_cow.prepare.begun import Begun, begin
 from cargo_cow.prepare.place import FIXED_PATH, Place, place_of
 from cargo_cow.warehouse.surroundings import is_on as warehouse_is_on
 
 if TYPE_CHECKING:
     from cargo_cow import git
-    from cargo_cow.prepare import Report
+    from cargo_cow.prepare import Look, Report
     from cargo_cow.prepare.proof import Plan
     from cargo_cow.warehouse.building import Ready as Stored
 
@@ -52,11 +54,16 @@ def run(arguments: Sequence[str]) -> int:
 
         return run_cargo(verb, rest, prepared=verb not in NOT_PREPARED)
     help_wanted = any(argument in ("-h", "--help") for argument in _before_separator(rest))
-    ready = None
+    found = None
     if verb not in NOT_PREPARED and not help_wanted:
-        ready = _prepare(rest)
+        found = _find(rest)
     stored = None
-    if ready is not None:
+    ready = None
+    if found is not None:
+        held = _hold_back(found.place) if verb in _COMPILING else None
+        if held is not None:
+            return _at_once(found, arguments, held)
+        ready = _prepare(found)
         stored = _graft(ready, arguments)
     environment = None
     if (
@@ -75,11 +82,66 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
+def _hold_back(place: Place) -> HeldBack | None:
+    """Hold Cargo back from the target, if Cargo can be started before that is prepared."""
+    if os.environ.get(FIXED_PATH):
+        return None
+    try:
+        if warehouse_is_on(Path.cwd()) is not None:
+            return None  # Cargo itself is asked what the warehouse shall give, and then given it
+    except CowError:
+        return None  # said by whoever asks next
+    if not identity.is_wished(place) and identity.seen_in(place.build_dir) not in (
+        None,
+        identity.own(place),
+    ):
+        return None  # it may get an identity, and Cargo has to be told before it starts
+    return hold_back(place.build_dir)
+
+
+def _at_once(found: _Found, arguments: Sequence[str], held: HeldBack) -> int:
+    """Run Cargo, and prepare while it reads manifests and resolves.
+
+    That is more than half of a build of nothing, and Cargo asks nothing of the target before it has
+    its lock.
+    """
+    ready: _Ready | None = None
+    ahead: _Ahead | None = None
+
+    def prepare() -> None:
+        nonlocal ready, ahead
+        with held:
+            ready = _prepare(found)
+            ahead = None if ready.noted else _Ahead(ready)
+
+    def meanwhile() -> None:
+        if ahead is not None:
+            ahead()
+
+    with held:
+        environment = None
+        if identity.is_wished(found.place):
+            arguments, environment = _with_shim(arguments)
+        began = time.time_ns()
+        status = _cargo(arguments, environment, meanwhile, first=prepare)
+    if ready is not None:
+        _capture(ready, ahead, began)
+    return status
+
+
+class _Found(NamedTuple):
+    """What Cargo will work on."""
+
+    workspace: Workspace
+    place: Place
+
+
 class _Ready(NamedTuple):
     """A prepared workspace; ``noted``: nothing had changed since the last build's note, ``fresh``:
     something had, and Cargo will find nothing to build all the same.
 
-    ``plan`` is what was found of its target, if anything was looked at.
+    ``plan`` is what was found of its target, if anything was looked at, and ``found`` all of that,
+    where it still holds.
     """
 
     workspace: Workspace
@@ -87,6 +149,7 @@ class _Ready(NamedTuple):
     noted: bool
     plan: Plan | None = None
     fresh: bool = False
+    found: Look | None = None
 
 
 class _Ahead:
@@ -110,15 +173,13 @@ class _Ahead:
 
                 self.question = housekeeping.begin(self._ready.workspace)
             if self._units:
-                self.draft = unchanged.draft(place, self._units)
+                self.draft = unchanged.draft(place, self._units, self._ready.found)
 
     def serves(self) -> bool:
         """Whether the draft is all that there is to say, and to record."""
         place = self._ready.place
         drafted = self.draft
-        return (
-            drafted is not None and drafted.captured and unchanged.holds_for_units(place, drafted)
-        )
+        return drafted is not None and drafted.captured and unchanged.serves(place, drafted)
 
 
 def _graft(ready: _Ready, arguments: Sequence[str]) -> Stored | None:
@@ -184,7 +245,8 @@ def _before_separator(arguments: list[str]) -> list[str]:
     return arguments[: arguments.index("--")] if "--" in arguments else arguments
 
 
-def _prepare(arguments: list[str]) -> _Ready | None:
+def _find(arguments: list[str]) -> _Found | None:
+    """None, and a warning, where that cannot be told."""
     try:
         workspace = load(Path.cwd(), arguments)
     except NotACargoProject:
@@ -192,20 +254,33 @@ def _prepare(arguments: list[str]) -> _Ready | None:
     except CowError as error:
         _warn(f"not prepared: {error}", error.hint)
         return None
-    place = place_of(workspace)
+    return _Found(workspace, place_of(workspace))
+
+
+def _prepare(found: _Found) -> _Ready:
+    workspace, place = found
     if unchanged.holds(place):
         return _Ready(workspace, place, noted=True)
-    report = make_fresh(workspace)
+    begun = begin(place) if os.path.isdir(place.build_dir) else None
+    try:
+        report = make_fresh(workspace, begun)
+    finally:
+        if begun is not None:
+            begun.forget()
     plan = None if report is None else report.plan
     fresh = plan is not None and not plan.count("unproven") and not plan.count("dirty")
     if report is not None and report.applied is not None:
         # What was made fresh was made so for this command; what else is there may be of others.
         fresh = fresh or report.applied.stamped > 0 or report.grafted > 0
-    return _Ready(workspace, place, noted=False, plan=plan, fresh=fresh)
+    found_here = None if report is None else report.found
+    return _Ready(workspace, place, noted=False, plan=plan, fresh=fresh, found=found_here)
 
 
-def make_fresh(workspace: Workspace) -> Report | None:
-    """Prepare, and say on stderr what is worth it; None if that failed."""
+def make_fresh(workspace: Workspace, begun: Begun | None = None) -> Report | None:
+    """Prepare, and say on stderr what is worth it; None if that failed.
+
+    ``begun`` is what of it was begun before.
+    """
     from cargo_cow import prepare
     from cargo_cow.prepare.declared import problems
     from cargo_cow.snapshots import switching
@@ -214,7 +289,7 @@ def make_fresh(workspace: Workspace) -> Report | None:
     for problem in problems(place):
         _warn(problem, "")
     try:
-        report = switching.switched(workspace, say=_say, again=False)
+        report = switching.switched(workspace, say=_say, again=False, begun=begun)
     except CowError as error:
         _warn(f"not prepared: {error}", error.hint)
         return None
@@ -277,12 +352,14 @@ def _cargo(
     arguments: Sequence[str],
     environment: dict[str, str] | None,
     meanwhile: Callable[[], None] | None,
+    *,
+    first: Callable[[], None] | None = None,
 ) -> int:
-    """Run Cargo with our stdio; signals reach it, and its status is ours."""
+    """Run Cargo with our stdio; signals reach it, and its status is ours (see `processes.run`)."""
     program = cargo_program()
     try:
         command = [program, *arguments]
-        return processes.run(command, environment or os.environ, meanwhile=meanwhile)
+        return processes.run(command, environment or os.environ, first=first, meanwhile=meanwhile)
     except OSError as error:
         _warn(f"{program}: {error.strerror}", "install Rust, or put cargo on PATH")
         return 127

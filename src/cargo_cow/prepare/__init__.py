@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cargo_cow.prepare.begun import stamp_time
     from cargo_cow.prepare.capture import capture_at, capture_of
     from cargo_cow.prepare.mechanism import (
         Fitted,
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
         look,
         prepare,
         settle,
-        stamp_time,
     )
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in __all__:
         home = "capture" if name.startswith("capture_") else "mechanism"
+        home = "begun" if name == "stamp_time" else home
         value: object = getattr(import_module(f"{__name__}.{home}"), name)
         globals()[name] = value
         return value

@@ -212,8 +212,11 @@ def decide(
     return here, otherwise, tuple(refused)
 
 
-def plan(place: Place) -> Identity:
-    """The identity that a checkout's target is to have from now on.  Touches nothing."""
+def plan(place: Place, target: Target | None = None) -> Identity:
+    """The identity that a checkout's target is to have from now on.  Touches nothing.
+
+    ``target`` is that target, if it was read before.
+    """
     here = own(place)
     if place.git_dir is None:
         return Identity(here, here, "it is no git checkout", (), None)
@@ -226,7 +229,7 @@ def plan(place: Place) -> Identity:
         noted = seen_by(place)
         if noted == here:
             return Identity(here, here, "its target was built here", (), file)
-        if _compiled_plainly(place):
+        if _compiled_plainly(place, target):
             reason = "plain Cargo compiles here as well, without the shim: cargo cow init"
             return Identity(here, here, reason, (), file)
         inherited = [(noted, "its target was built there")]
@@ -272,7 +275,7 @@ def _moved(here: Seen, checkout: str) -> str:
     return here.build_dir if inside is None else os.path.join(checkout, inside)
 
 
-def _compiled_plainly(place: Place) -> bool:
+def _compiled_plainly(place: Place, target: Target | None) -> bool:
     """Whether something was compiled here without the shim, which is not installed.
 
     At two paths in turn every compile would lose the state of the one before.
@@ -287,7 +290,7 @@ def _compiled_plainly(place: Place) -> bool:
     if wrapper is not None:
         return False
     cloned = mtime(f"{place.build_dir}/{PREPARED}") or 0
-    for unit in Target(place.build_dir).units:
+    for unit in (target or Target(place.build_dir)).units:
         if unit.is_script_run or unit.is_documentation or (unit.invoked() or 0) < cloned:
             continue
         made = record.load(unit)
@@ -311,12 +314,13 @@ def _is_directory(path: str) -> bool:
 # Acting
 
 
-def settle(place: Place) -> Identity:
+def settle(place: Place, target: Target | None = None) -> Identity:
     """Decide the identity of a checkout, and leave word of it in its git directory and target.
 
-    Where nothing can be written, the checkout has none: that is right, and slower.
+    ``target`` as in `plan`.  Where nothing can be written, the checkout has none: that is right,
+    and slower.
     """
-    found = _written(plan(place), place)
+    found = _written(plan(place, target), place)
     if log := os.environ.get("CARGO_COW_LOG"):
         with contextlib.suppress(OSError), open(log, "a", errors="surrogateescape") as file:
             file.write(f"cargo-cow {os.getpid()}: identity of {place.checkout}: {found}\n")

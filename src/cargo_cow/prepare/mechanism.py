@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow import filesystems
-from cargo_cow.cargo.lock import build_lock
+from cargo_cow.cargo.lock import build_lock, is_held_back
 from cargo_cow.cargo.target import CACHE_TAG, Target, nested, profile_directories
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, TargetUnusable
 from cargo_cow.filesystems import CloneReport
 from cargo_cow.filesystems.failures import translated
 from cargo_cow.prepare import donors, identity, proof, record, stamp, unchanged
+from cargo_cow.prepare.begun import Begun, stamp_time
 from cargo_cow.prepare.capture import capture_of
 from cargo_cow.prepare.contents import MEMO, Contents
 from cargo_cow.prepare.identity import Identity, Seen
@@ -45,7 +46,8 @@ class Report(NamedTuple):
     ``method``: "in place", "snapshot", "reflink", "copy", or "none" (nothing to prepare and no
     donor).  ``seconds`` by part: capture, clone, prove, apply, publish.  ``identity`` is where
     rustc will see the checkout.  ``grafted`` units came from other targets than the donor, ``kept``
-    is the state that was made of what was there.
+    is the state that was made of what was there.  ``found`` is what was looked at, where it is
+    still true of the target but for times, and Cargo has been held back since.
     """
 
     method: str
@@ -59,13 +61,15 @@ class Report(NamedTuple):
     identity: Identity | None = None
     grafted: int = 0
     kept: Path | None = None
+    found: Look | None = None
 
 
 class Look(NamedTuple):
     """A target in place as it was found, before anything is done to it.
 
     ``missing`` are keys of units that Cargo will build again, and that another target might spare
-    it.  ``t0`` (ns) was read before anything else was.
+    it.  ``t0`` (ns) was read before anything else was.  ``alone``: Cargo was held back from before
+    (`lock.hold_back`), so that nobody else has built since.
     """
 
     place: Place
@@ -76,6 +80,7 @@ class Look(NamedTuple):
     plan: Plan
     missing: tuple[str, ...]
     seconds: dict[str, float]
+    alone: bool = False
 
 
 def prepare(workspace: Workspace, *, donor: Path | None = None, dry_run: bool = False) -> Report:
@@ -92,10 +97,13 @@ def prepare(workspace: Workspace, *, donor: Path | None = None, dry_run: bool = 
     return settle(found, dry_run=dry_run)
 
 
-def look(workspace: Workspace, place: Place, *, wait: bool = True) -> Look | None:
+def look(
+    workspace: Workspace, place: Place, *, wait: bool = True, begun: Begun | None = None
+) -> Look | None:
     """What there is to do to a target in place; None if nothing is built there.
 
-    Touches nothing.  Raises CowError; without ``wait`` Locked, where a build runs in the target.
+    Touches nothing.  ``begun``: what of it was begun before.  Raises CowError; without ``wait``
+    Locked, where a build runs in the target.
     """
     if os.path.lexists(workspace.build_dir) and not os.path.isdir(place.build_dir):
         raise TargetUnusable(
@@ -103,6 +111,7 @@ def look(workspace: Workspace, place: Place, *, wait: bool = True) -> Look | Non
             hint="remove it: cargo, or the next prepare, makes a new one",
         )
     with translated("preparing", Path(place.build_dir)):
+        alone = is_held_back(place.build_dir)
         target = Target(place.build_dir)
         if not target.profiles:
             return None
@@ -110,9 +119,10 @@ def look(workspace: Workspace, place: Place, *, wait: bool = True) -> Look | Non
             # Told now, not after the work of a proof.
             with build_lock(place.build_dir, wait=False):
                 pass
-        t0 = stamp_time(Path(place.build_dir))
+        t0 = stamp_time(Path(place.build_dir)) if begun is None else begun.t0
+        listing = None if begun is None else begun.listing
         contents = Contents.of(place.build_dir)
-        packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
+        packages = Packages(place.checkout, place.workspace, place.build_dir, contents, listing)
         started = time.monotonic()
         proven = proof.Proof(target, place, contents, packages, False, {})
         plan = proven.plan()
@@ -122,7 +132,7 @@ def look(workspace: Workspace, place: Place, *, wait: bool = True) -> Look | Non
 
             missing = grafting.wanted(plan.verdicts, proven)
         seconds = {"prove": time.monotonic() - started}
-        return Look(place, target, t0, contents, packages, plan, missing, seconds)
+        return Look(place, target, t0, contents, packages, plan, missing, seconds, alone)
 
 
 def grafts_for(found: Look, sources: Sequence[Source]) -> GraftPlan:
@@ -159,7 +169,9 @@ def settle(
     """
     report = _settled(found, grafts, dry_run, wait, say)
     # Once the target is there: it says where the state in it was made.
-    decided = identity.plan(found.place) if dry_run else identity.settle(found.place)
+    target = None if report.found is None else report.found.target
+    place = found.place
+    decided = identity.plan(place, target) if dry_run else identity.settle(place, target)
     return report._replace(identity=decided)
 
 
@@ -178,28 +190,44 @@ def _settled(
     if dry_run or (plan.changes_nothing and not takings):
         if not dry_run:
             found.contents.save()
-        return Report("in place", None, plan, None, None, (), seconds, ())
+        still = found if found.alone else None
+        return Report("in place", None, plan, None, None, (), seconds, (), found=still)
     started = time.monotonic()
     with (
         translated("preparing", Path(place.build_dir)),
         build_lock(place.build_dir, wait=wait, waiting=lambda path: say(_waiting(path))),
     ):
-        # Another build may have run while we waited: decide again, under the lock.
-        target = Target(place.build_dir)
-        if takings:
-            done = _graft(found, target, takings)
+        keys: frozenset[str] = frozenset()
+        alone = found.alone and is_held_back(place.build_dir)
+        if takings or not alone:
+            # Another build may have run while we waited: decide again, under the lock.
             target = Target(place.build_dir)
-        keys: frozenset[str] = frozenset() if done is None else done.keys
-        plan = proof.prove(
-            target, place, found.contents, found.packages, cloned=False, grafted=keys
-        )
+            if takings:
+                done = _graft(found, target, takings)
+                target = Target(place.build_dir)
+            keys = frozenset() if done is None else done.keys
+            plan = proof.prove(
+                target, place, found.contents, found.packages, cloned=False, grafted=keys
+            )
         applied = stamp.apply(plan, found.t0, found.contents)
     seconds["apply"] = time.monotonic() - started - seconds.get("graft", 0.0)
     found.contents.save()
     notes = () if done is None else done.notes
     for note in notes:
         say(note)
-    return Report("in place", None, plan, applied, None, (), seconds, notes, grafted=len(keys))
+    moved = plan.drop or plan.rewrites or plan.settled or plan.forget or takings
+    return Report(
+        "in place",
+        None,
+        plan,
+        applied,
+        None,
+        (),
+        seconds,
+        notes,
+        grafted=len(keys),
+        found=found if alone and not moved else None,
+    )
 
 
 def _sweep(target: Path) -> None:
@@ -480,17 +508,6 @@ def _publish_in_place_of(destination: Path, temporary: Path) -> None:
         raise FileExistsError(destination)
     filesystems.publish(temporary, destination)
     filesystems.remove_target(aside)
-
-
-def stamp_time(directory: Path) -> int:
-    """The stamp: the filesystem's present time less its granule (ns).
-
-    Everything read after this moment and edited after it has a later mtime.
-    """
-    try:
-        return filesystems.clock(directory) - filesystems.granule(directory)
-    except CowError:
-        return time.time_ns() - filesystems.GRANULE_NS
 
 
 def _drop_torn(target: Target, source: Path, since: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -24,11 +24,19 @@ class Packages:
     without git: all.
     """
 
-    def __init__(self, checkout: str, workspace: str, build_dir: str, contents: Contents) -> None:
+    def __init__(
+        self,
+        checkout: str,
+        workspace: str,
+        build_dir: str,
+        contents: Contents,
+        listing: git.Listing | None = None,
+    ) -> None:
         self._checkout = checkout
         self._workspace = workspace
         self._build_dir = build_dir
         self._contents = contents
+        self._listing = listing
         self._files: dict[str, list[str]] | None = None
         self._listed: set[str] = set()
         self._ignored: dict[str, bool] = {}
@@ -42,9 +50,14 @@ class Packages:
             self._files = self._partition()
         return self._files.get(package_root, [])
 
+    def adopt(self, other: Packages) -> bool:
+        """Take over the list of files that ``other`` had of git, if it asked."""
+        self._files = other._files
+        return self._files is not None
+
     def _partition(self) -> dict[str, list[str]]:
         try:
-            names = git.package_names(Path(self._checkout))
+            names = git.package_names(Path(self._checkout), listing=self._listing)
         except GitFailed:
             names = _walk(self._checkout, self._build_dir)
         roots = {
@@ -121,8 +134,12 @@ class Packages:
 
     def digest(self, package_root: str, macros: Iterable[str] = ()) -> str:
         """One digest over names and contents of `digests`."""
+        return self.digest_of(self.digests(package_root, macros))
+
+    def digest_of(self, digests: Mapping[str, str]) -> str:
+        """The same over those that are known."""
         hasher = blake3()
-        for name, value in self.digests(package_root, macros).items():
+        for name, value in digests.items():
             if value != MISSING:
                 hasher.update(os.fsencode(name) + b"\0" + value.encode() + b"\0")
         return str(hasher.hexdigest())

@@ -12,18 +12,21 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cargo_cow.cargo.target import Target, nested, unit_times
 from cargo_cow.errors import CowError
 from cargo_cow.filesystems import GRANULE_NS, clock
 from cargo_cow.prepare import record
-from cargo_cow.prepare.contents import MEMO, Contents, digest_of, walk_below
+from cargo_cow.prepare.contents import Contents, digest_of, walk_below
 from cargo_cow.prepare.place import Place, below
 from cargo_cow.prepare.place import variables as variables_of
 from cargo_cow.prepare.record import CHECKOUT, PACKAGE
+
+if TYPE_CHECKING:
+    from cargo_cow.prepare.mechanism import Look
 
 NOTE = ".cargo-cow/unchanged.json"
 
@@ -127,49 +130,100 @@ def is_of(place: Place, build_dir: str) -> bool:
         return False
 
 
+def is_of_all(place: Place) -> bool:
+    """Whether the last note speaks of the very builds that are there: all of them were proven or
+    recorded, as far as they can be, before it was left."""
+    try:
+        return bool(_read(place.build_dir)["units"] == unit_times(place.build_dir))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def asks_git(build_dir: str) -> bool:
+    """Whether the last note in ``build_dir`` speaks of all files of a package, which git lists."""
+    try:
+        return bool(_read(build_dir)["names"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 class Draft(NamedTuple):
-    """What a note would say.  ``captured``: there is nothing left to record of any unit."""
+    """What a note would say.  ``captured``: there is nothing left to record of any unit.
+
+    ``recent`` are paths that were changed within the clock's granule, and so could change again
+    unseen; of those whose content was compared, with its digest.
+    """
 
     value: dict[str, Any]
     captured: bool
+    recent: dict[str, str | None]
 
 
 def note(place: Place) -> None:
     """Leave a note of what is there now.  To be called when all of it is proven or recorded."""
     drafted = draft(place)
-    if drafted is not None:
+    if drafted is not None and not drafted.recent:
         leave(place, drafted)
 
 
-def holds_for_units(place: Place, drafted: Draft) -> bool:
-    """Whether no unit was made since the draft."""
-    return bool(drafted.value["units"] == unit_times(place.build_dir))
+def serves(place: Place, drafted: Draft) -> bool:
+    """Whether a draft can be left: no unit was made since, and what had just been changed then is
+    the same now that it is older than the clock's granule."""
+    value = drafted.value
+    if value["units"] != unit_times(place.build_dir):
+        return False
+    if not drafted.recent:
+        return True
+    try:
+        newest = _settled_before(place)
+    except CowError:
+        return False
+    contents = Contents()
+    for path, digest in drafted.recent.items():
+        known = _stat(path)
+        if known != value["inputs"][path] or _newest(known) >= newest:
+            return False
+        # Read after the stat: whoever writes from here on changes that.
+        if digest is not None and contents.file(path) != digest:
+            return False
+    return True
 
 
-def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
+def draft(
+    place: Place, units: dict[str, int] | None = None, found: Look | None = None
+) -> Draft | None:
     """What `note` would leave now; None where there can be no note.
 
     ``units`` are the `unit_times` of a moment since which somebody may have begun to build.
+    ``found`` is what was looked at before that moment, and is true of the target still.
 
-    Inputs changed within the clock's granule could change again unseen, and what a macro read is
-    seen by nobody but us: where that is not as it was, the next proof has to say so.
+    Inputs changed within the clock's granule could change again unseen (`serves`), and what a macro
+    read, or may have read, is seen by nobody but us: where that is not as it was, the next proof
+    has to say so.
     """
     # Not for who only asks whether it holds.
     from cargo_cow.prepare.capture import read_ledger
     from cargo_cow.prepare.packages import Packages
 
-    target = Target(place.build_dir)
+    target = Target(place.build_dir) if found is None else found.target
     units = unit_times(place.build_dir) if units is None else units
     ledger = read_ledger(place.build_dir)
-    contents = Contents(f"{place.build_dir}/{MEMO}")
+    contents = Contents.of(place.build_dir)
     captured = True
     packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
+    adopted = found is not None and packages.adopt(found.packages)
+    try:
+        newest = _settled_before(place)
+    except CowError:
+        return None
+    since = found.t0 if found is not None and adopted else newest
+    held: dict[str, str] = {}
     inputs: dict[str, _Stat] = {}
     directories: dict[str, _Stat] = {}
     names: dict[str, str] = {}
     presence: dict[str, bool] = {}
     variables: dict[str, str | None] = {}
-    values = variables_of(place)
+    values: Mapping[str, str] = _Variables(place)
     matches: dict[str, str] = {}
     built = 0
     # Whether a proof of a clone would find nothing that is not here.
@@ -182,6 +236,10 @@ def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
         while f"{directory}/".startswith(f"{root}/") and directory not in names:
             names[directory] = _names(directory, place, str)
             directory = os.path.dirname(directory)
+
+    def is_blindly_fresh(is_built: bool, seen: list[tuple[str, str]]) -> bool:
+        """Whether Cargo would not build a unit for what it sees: nor if it was dropped."""
+        return is_built and all(contents.file(path) == digest for path, digest in seen)
 
     for unit in target.units:
         is_built = unit.fingerprint_hash() is not None
@@ -205,6 +263,14 @@ def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
         inside = below(made.package_root, made.checkout) if made.package_root[:1] == "/" else None
         if inside is not None:
             root = os.path.join(place.checkout, inside)
+        bases = {PACKAGE: root, CHECKOUT: place.checkout}
+        # What Cargo sees by itself, and judges before anything that it does not.
+        seen = [
+            (os.path.join(bases.get(entry.base, "/"), entry.path).rstrip("/"), entry.digest)
+            for entry in made.inputs
+        ]
+        for path, _ in seen:
+            inputs.setdefault(path, _stat(path))
         if made.inputs or made.timed is not None or made.declared:
             declarations = packages.declarations
             # Here or in the manifests that will declare something.
@@ -219,13 +285,10 @@ def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
                 for path in declarations.files(one):
                     if not path.endswith("/"):
                         inputs.setdefault(path, _stat(path))
+                        held[path] = contents.file(path)
             differs = declarations.difference(root, dict(made.declared), values)
-            if is_built and differs is not None:  # as below
+            if differs is not None and is_blindly_fresh(is_built, seen):
                 return None
-        bases = {PACKAGE: root, CHECKOUT: place.checkout}
-        for entry in made.inputs:
-            path = os.path.join(bases.get(entry.base, "/"), entry.path).rstrip("/")
-            inputs.setdefault(path, _stat(path))
         for timed in made.timed or ():
             add(f"{root}/{timed.path}", root)
         for hidden in made.hidden or ():
@@ -236,29 +299,40 @@ def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
             same = True
             if hidden.kind == "file":
                 inputs.setdefault(path, _stat(path))
-                same = contents.file(path) == hidden.digest
+                held[path] = contents.file(path)
+                same = held[path] == hidden.digest
             elif hidden.kind == "names":
                 directories.setdefault(path, _stat(path, below=False))
                 same = contents.names(path) == hidden.digest
             else:
                 presence[path] = hidden.kind == "existing"
-            if is_built and not same:  # what was dropped Cargo will build, whatever we say
+            if not same and is_blindly_fresh(is_built, seen):
                 return None
         packaged = made.timed is not None or (made.macros and made.hidden is None)
         if made.settled_checkout is not None and packaged:
             # Held to all files of its package until Cargo compiles it here.
-            for name in packages.digests(root, made.macros):
+            digests = packages.digests(root, made.macros)
+            if (
+                made.macros
+                and made.hidden is None
+                and packages.digest_of(digests) != made.package_files
+                and is_blindly_fresh(is_built, seen)
+            ):
+                return None
+            for name, digest in digests.items():
                 _, macro, beyond = name.partition(":")
                 path = os.path.normpath(
                     os.path.join(place.workspace, beyond) if macro else os.path.join(root, name)
                 )
                 add(path, root)
-    try:
-        newest = clock(Path(place.build_dir)) - GRANULE_NS
-    except CowError:
+                held[path] = digest
+    # After their names were read: a file that was made beside those that git listed, before or
+    # after that, is among the names, or the note is not true of them.
+    if any(_newest(_stat(directory, below=False)) >= since for directory in names):
+        return draft(place, units) if adopted else None
+    if any(_newest(known) >= newest for known in directories.values()):
         return None
-    if any(_newest(known) >= newest for known in (*inputs.values(), *directories.values())):
-        return None
+    recent = {path: held.get(path) for path, known in inputs.items() if _newest(known) >= newest}
     value = {
         "format": record.FORMAT,
         "place": _place(place),
@@ -272,7 +346,34 @@ def draft(place: Place, units: dict[str, int] | None = None) -> Draft | None:
         "built": built,
         "all": complete,
     }
-    return Draft(value, captured)
+    return Draft(value, captured, recent)
+
+
+class _Variables(Mapping[str, str]):
+    """`variables_of` a place, found out when the first is asked for."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._known: Mapping[str, str] | None = None
+
+    def _values(self) -> Mapping[str, str]:
+        if self._known is None:
+            self._known = variables_of(self._place)
+        return self._known
+
+    def __getitem__(self, name: str) -> str:
+        return self._values()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values())
+
+    def __len__(self) -> int:
+        return len(self._values())
+
+
+def _settled_before(place: Place) -> int:
+    """What was changed before (ns) cannot change again under the same stat.  Raises CowError."""
+    return clock(Path(place.build_dir)) - GRANULE_NS
 
 
 def _git_tells_the_same(made: record.Record, place: Place) -> bool:

@@ -25,7 +25,8 @@ from cargo_cow import git, prepare
 from cargo_cow.cargo.target import Target, Unit
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, GitFailed, NoSuchState, StateDamaged
-from cargo_cow.prepare import Look, Report, donors
+from cargo_cow.prepare import Look, Report, donors, unchanged
+from cargo_cow.prepare.begun import Begun
 from cargo_cow.prepare.grafting import GraftPlan
 from cargo_cow.prepare.place import Place, below, place_of
 from cargo_cow.prepare.sources import Source
@@ -52,6 +53,7 @@ def switched(
     allow_copy: bool = True,
     again: bool = True,
     eager: bool = False,
+    begun: Begun | None = None,
 ) -> Report:
     """Make the workspace's target as fresh as can be proved, with the help of the states.
 
@@ -60,13 +62,13 @@ def switched(
     a state of this very checkout; who ran ``cargo clean`` before ``cargo cow build`` wants a clean
     build.  ``wait``: for a build that runs in the target; else Locked is raised.  ``say`` gets
     lines for people.  ``eager``: keep what was built although nothing has to be built again yet; a
-    hook is not asked again before plain Cargo builds over it.
+    hook is not asked again before plain Cargo builds over it.  ``begun``: as `prepare.look`.
 
     Raises CowError; whatever is raised, the target is the old one or the new one, whole, and what
     goes wrong with states alone is said, not raised.
     """
     place = place_of(workspace)
-    found = prepare.look(workspace, place, wait=wait or dry_run)
+    found = prepare.look(workspace, place, wait=wait or dry_run, begun=begun)
     if found is None:
         with ExitStack() as held:
             return prepare.bring(
@@ -198,7 +200,10 @@ def _recorded(workspace: Workspace, found: Look) -> Look:
 
     A unit without record is Cargo's to judge: nobody would look for another build of it.
     """
-    if not prepare.capture_at(found.target, found.place).records:
+    if (
+        unchanged.is_of_all(found.place)
+        or not prepare.capture_at(found.target, found.place).records
+    ):
         return found
     return prepare.look(workspace, found.place) or found
 
@@ -215,7 +220,8 @@ def _keep(
     started = time.monotonic()
     live = Path(place.build_dir)
     try:
-        if not taking.units_of(live).beyond([units for _, units in known if units is not None]):
+        built = taking.units_of(live, found.target if found.alone else None)
+        if not built.beyond([units for _, units in known if units is not None]):
             return None
         return taking.take(
             place,

@@ -291,9 +291,12 @@ def _taken(
     return target, create_snapshot(build_dir, target, allow_copy=allow_copy)
 
 
-def units_of(target: Path) -> Units:
-    """What is built in a target: units that Cargo could call fresh, and other top-level names."""
-    scanned = Target(os.fspath(target))
+def units_of(target: Path, scanned: Target | None = None) -> Units:
+    """What is built in a target: units that Cargo could call fresh, and other top-level names.
+
+    ``scanned`` is the target, if it was listed before.
+    """
+    scanned = scanned or Target(os.fspath(target))
     made: dict[str, int] = {}
     for unit in scanned.units:
         try:

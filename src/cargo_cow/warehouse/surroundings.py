@@ -39,17 +39,8 @@ def is_on(cwd: Path) -> str | None:
     On the path of every build: no file is parsed that does not name it.
     """
     name = configuration.WAREHOUSE_VARIABLE
-    if name not in os.environ:
-        needles = (name.encode(), b"include")
-        for file in configuration.files_for(cwd):
-            try:
-                text = file.read_bytes()
-            except OSError:
-                continue
-            if any(needle in text for needle in needles):
-                break
-        else:
-            return None
+    if name not in os.environ and not configuration.files_naming(cwd, name):
+        return None
     value = configuration.effective_variable(cwd, name)
     return None if value in (None, "", "off", "0") else value
 
