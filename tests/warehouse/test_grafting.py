@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
+from cargo_cow import native
 from cargo_cow.cargo.workspace import load
 from cargo_cow.cli import passthrough
 from cargo_cow.errors import CowError
-from cargo_cow.warehouse import building
+from cargo_cow.warehouse import building, store
 from tests.support.projects import Build, _environment, cargo, cow, git, settle, write
 
 from .conftest import DEPENDENCIES, FILES, PACKAGE, Place, told, user
@@ -74,6 +76,43 @@ def clean(project: Path) -> None:
 def names(keys: list[str]) -> list[str]:
     """Packages of unit keys, each once for every unit."""
     return sorted(key.rpartition("/")[2].rpartition("-")[0] for key in keys)
+
+
+def _of_another_version(place: Place, number: int) -> list[Path]:
+    """Says of every entry that it is of another format, and so of another name; nothing else."""
+    for count, entry in enumerate(place.entries()):
+        line = json.loads((entry / "entry.json").read_text().split("\n")[0])
+        value = json.dumps(line | {"format": number}).encode()
+        (entry / "entry.json").write_bytes(value + b"\n" + blake3(value).hexdigest().encode())
+        entry.rename(entry.with_name(f"{count:032x}"))
+    return place.entries()
+
+
+@pytest.mark.parametrize("number", [1, 99])
+def test_entries_of_another_version(place: Place, number: int) -> None:
+    """They may mean something else by the same words: a miss, and they stay."""
+    project = place.project("main", QUIET)
+    first = build(place, project)
+    foreign = _of_another_version(place, number)
+    clean(project)
+    planned = graft(place, project, "--dry-run")
+    assert planned["chosen"] == []
+    assert set(planned["missing"].values()) == {"it was never kept"}
+    # By whatever plan it is asked for.
+    (unit, *_) = (one for one in foreign if store.read(one).get("kind") == "unit")
+    to = place.root / "to"
+    to.mkdir()
+    request = {"root": str(place.store), "copies": False, "to": str(to), "time": 0}
+    asked = {"directory": str(unit), "invoked": ["", 0]}
+    answer = native.give_units(request | {"units": [asked]})
+    assert answer["given"] == ["it is an entry of another version"]
+    assert list(to.iterdir()) == []
+    again = build(place, project)
+    assert again.rustc == first.rustc
+    assert "warning" not in again.output
+    assert set(foreign) < set(place.entries())
+    clean(project)
+    assert build(place, project).rustc == []
 
 
 # --- what comes back --------------------------------------------------------------------------

@@ -173,6 +173,8 @@ def _entries(root: Path, crates: set[str]) -> Iterator[tuple[Path, dict[str, Any
             raw = (path / store.META).read_bytes()
             if any(needle in raw for needle in needles):
                 value = store.read(path)
+                if store.is_foreign(value):
+                    continue
                 is_call = value.get("kind", "call") == "call"
                 if is_call and value.get("crate") in crates and isinstance(value["parts"], list):
                     yield path, value

@@ -205,6 +205,8 @@ class _Choice:
                 # Of another shape, or damaged; its files are checked when it is given out.
                 with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
                     value = store.read(path)
+                    if store.is_foreign(value):
+                        continue
                     known.append((_found(path, value), value))
         return known
 

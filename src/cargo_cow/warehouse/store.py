@@ -123,8 +123,8 @@ def _entry(path: Path) -> Entry:
     try:
         nothing = nothing._replace(used=(path / META).stat().st_mtime)
         value = read(path)
-        if value.get("format", _FORMAT) != _FORMAT:
-            # Another version's, which goes on using it: it stays until nobody does.
+        if is_foreign(value):
+            # Another version goes on using it: it stays until nobody does.
             return nothing._replace(kind=FOREIGN)
         return nothing._replace(
             crate=str(value.get("crate") or ""),
@@ -160,6 +160,11 @@ def read(path: Path) -> dict[str, Any]:
         raise _Damaged
     value: dict[str, Any] = json.loads(line)
     return value
+
+
+def is_foreign(value: Mapping[str, Any]) -> bool:
+    """Whether an entry is another version's: what it says may mean something else."""
+    return value.get("format") != _FORMAT
 
 
 def package_of(value: dict[str, Any]) -> str:

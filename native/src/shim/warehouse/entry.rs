@@ -24,6 +24,9 @@ use crate::clone_tree::file::{self, Method};
 /// Version of what an entry says of itself.  2: with what was observed (`hidden`).
 pub const FORMAT: u32 = 2;
 
+/// Why an entry is not ours to use, or to remove.
+pub const FOREIGN: &str = "it is an entry of another version";
+
 const META: &str = "entry.json";
 const SEEN: &str = "seen";
 
@@ -91,11 +94,14 @@ impl Entry {
         found.into_iter().map(|(_, entry)| entry).collect()
     }
 
-    /// The entry in `directory`; `None` where there is none, or it is damaged.
-    pub fn at(directory: &Path) -> Option<Self> {
-        let value = Self::read(&directory.join(META))?;
+    /// The entry in `directory`; or why there is none that is ours to use.
+    pub fn at(directory: &Path) -> Result<Self, &'static str> {
+        let value = Self::read(&directory.join(META)).ok_or("damaged")?;
+        if value["format"] != FORMAT {
+            return Err(FOREIGN);
+        }
         let directory = directory.to_owned();
-        Some(Self { directory, value })
+        Ok(Self { directory, value })
     }
 
     fn read(meta: &Path) -> Option<Value> {

@@ -566,6 +566,8 @@ impl Door {
         let mut id = blake3::Hasher::new();
         let form = json!(self.request.form);
         for part in [
+            // Another version's is another entry, which stays where it is.
+            json!(entry::FORMAT),
             json!(
                 inputs
                     .iter()

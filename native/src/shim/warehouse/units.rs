@@ -145,6 +145,8 @@ fn keep_one(
         let digest = said.finalize().to_hex().to_string();
         let mut id = blake3::Hasher::new();
         for part in [
+            // Another version's is another entry, which stays where it is.
+            entry::FORMAT.to_string(),
             unit["id"].to_string(),
             json!(dependencies).to_string(),
             digest.clone(),
@@ -157,12 +159,13 @@ fn keep_one(
         let key = unit["key"].as_str().filter(|key| key.len() > 2);
         let key = key.ok_or("malformed")?;
         let place = store.key(key);
-        if let Some(there) = Entry::at(&place.join(&id)) {
-            drop(there.hold());
-            return Ok((digest, None));
-        }
-        if place.join(&id).exists() {
-            entry::remove(store, &place.join(&id)); // damaged
+        match Entry::at(&place.join(&id)) {
+            Ok(there) => {
+                drop(there.hold());
+                return Ok((digest, None));
+            }
+            Err(entry::FOREIGN) => return Err(entry::FOREIGN.to_owned()),
+            Err(_) => entry::remove(store, &place.join(&id)),
         }
         let mut value = unit["value"].clone();
         value["format"] = json!(entry::FORMAT);
@@ -285,7 +288,7 @@ pub fn give(request: &Value) -> Result<Value, Failure> {
 
 fn give_one(store: &Store, to: &Path, time: i64, unit: &Value) -> Result<(Moved, usize), String> {
     let directory = Path::new(unit["directory"].as_str().ok_or("malformed")?);
-    let entry = Entry::at(directory).ok_or("damaged")?;
+    let entry = Entry::at(directory)?;
     let outputs = entry.outputs().ok_or("malformed")?;
     let held = entry.hold().ok_or("it is being removed")?;
     if !entry.is_whole() {
