@@ -38,13 +38,26 @@ pub fn start(_: TokenStream) -> TokenStream {
     format!("{:?}", lines.join(" ")).parse().unwrap()
 }
 """
+# Whoever takes all variables may ask unseen.
+_PARTLY = """#[proc_macro]
+pub fn partly(_: TokenStream) -> TokenStream {
+    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+    let _ = std::env::vars().count();
+    if std::path::Path::new(&format!("{root}/starts")).exists() {
+        std::process::Command::new("true").status().unwrap();
+    }
+    let text = |name: &str| std::fs::read_to_string(format!("{root}/{name}")).unwrap();
+    let set = std::env::var("LOOKED_AT").unwrap_or("unset".into());
+    format!("{:?}", format!("{} {} {set}", text("data/a"), text("../outside"))).parse().unwrap()
+}
+"""
 
 
 def _package(name: str, more: str = "") -> str:
     return f'[package]\nname = "{name}"\nversion = "0.1.0"\nedition = "2021"\n{more}'
 
 
-def _project(root: Path, main: str) -> Path:
+def _project(root: Path, main: str, more: str = "") -> Path:
     made = repository(
         root,
         {
@@ -54,7 +67,7 @@ def _project(root: Path, main: str) -> Path:
             "app/data/a": "a",
             "app/notes.md": "nobody reads this",
             "looking/Cargo.toml": _package("looking", "[lib]\nproc-macro = true\n"),
-            "looking/src/lib.rs": _MACRO,
+            "looking/src/lib.rs": _MACRO + more,
         },
     )
     subprocess.run(["cargo", "generate-lockfile", "--offline", "-q"], cwd=made, check=True)
@@ -225,11 +238,42 @@ def test_a_program_reads_what_nobody_sees(
     _build(root, tmp_path)
     assert _told(root) == "<>"
     value = _hidden(root)
-    assert value == {"complete": False, "reason": "it starts env", "acts": True}
+    told = {name: value[name] for name in ("complete", "reason", "acts")}
+    assert told == {"complete": False, "reason": "it starts env", "acts": True}
     there = btrfs / "there"
     git(root, "worktree", "add", "-q", str(there))
     write(there, {"app/notes.md": "read by env, for all we know"})
     assert _build(there, tmp_path).rustc == ["app"]
+
+
+@pytest.mark.parametrize("where", ["in place", "worktree"])
+@pytest.mark.parametrize("starts", [False, True])
+def test_what_was_seen_counts_where_it_is_not_all(
+    btrfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, starts: bool
+) -> None:
+    """Beside all files of the package: it may lie outside of it, or be a variable."""
+    monkeypatch.delenv("LOOKED_AT", raising=False)
+    main = 'fn main() { println!("{}", looking::partly!()); }\n'
+    root = _project(btrfs / "main", main, _PARTLY)
+    write(root, {"outside": "1"} | ({"app/starts": ""} if starts else {}))
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "more")
+    settle()
+    _build(root, tmp_path)
+    assert _told(root) == "a 1 unset"
+    assert _hidden(root)["complete"] is False
+    if where == "in place":
+        assert _build(root, tmp_path).rustc == []
+    else:
+        git(root, "worktree", "add", "-q", str(btrfs / "there"))
+        root = btrfs / "there"
+    settle()
+    write(root, {"outside": "2"})
+    assert _build(root, tmp_path).rustc == ["app"]
+    assert _told(root) == "a 2 unset"
+    assert _build(root, tmp_path).rustc == []
+    assert _build(root, tmp_path, LOOKED_AT="set").rustc == ["app"]
+    assert _told(root) == "a 2 set"
 
 
 def test_a_library_that_is_preloaded_already_stays(btrfs: Path, tmp_path: Path) -> None:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cargo_cow import native
 from tests.support.projects import git, repository, settle, write
 
 from .conftest import PACKAGE, Place, told
+from .test_grafting import build as build_with_graft
 
 _MACROS = """
 use proc_macro::TokenStream;
@@ -115,6 +118,12 @@ pub fn by_all_variables(_: TokenStream) -> TokenStream {
     shown(told.iter().map(|(name, value)| format!("{name}={value}")).collect::<String>())
 }
 """
+_PARTLY = """#[proc_macro]
+pub fn partly(_: TokenStream) -> TokenStream {
+    let _ = env::vars().count();
+    shown(text("../outside"))
+}
+"""
 _MANIFEST = PACKAGE.format("app", '[dependencies]\nlooking.path = "looking"\n')
 
 
@@ -126,7 +135,9 @@ def _files(*macros: str) -> dict[str, str]:
     return {
         "Cargo.toml": _MANIFEST + "\n[workspace]\nmembers = ['looking']\n",
         "looking/Cargo.toml": PACKAGE.format("looking", "[lib]\nproc-macro = true\n"),
-        "looking/src/lib.rs": _MACROS + _ALL_VARIABLES * ("by_all_variables" in macros),
+        "looking/src/lib.rs": _MACROS
+        + _ALL_VARIABLES * ("by_all_variables" in macros)
+        + _PARTLY * ("partly" in macros),
         **bins,
     }
 
@@ -233,6 +244,29 @@ def test_a_macro_that_may_take_all_variables(place: Place) -> None:
         _touched(project)
         assert place.build(project).rustc == sorted(names)
         assert told(project, "by_file") == "2"
+
+
+def test_what_was_seen_counts_where_it_is_not_all(place: Place) -> None:
+    """What is all around does not reach outside of the package."""
+    project = place.project("app", _files("partly"))
+    write(place.root, {"outside": "1"})
+    place.build(project)
+    assert told(project, "partly") == "1"
+    (value,) = _hidden(place, "partly")
+    assert value["hidden"]["complete"] is False
+    _touched(project)
+    assert place.build(project).rustc == []
+    write(place.root, {"outside": "2"})
+    _touched(project)
+    assert place.build(project).rustc == ["partly"]
+    assert told(project, "partly") == "2"
+    # Before Cargo, by whole units.
+    build_with_graft(place, project, RUSTC_WRAPPER=str(native.program()))
+    for text in ("3", "2"):
+        write(place.root, {"outside": text})
+        shutil.rmtree(project / "target")
+        build_with_graft(place, project, RUSTC_WRAPPER=str(native.program()))
+        assert told(project, "partly") == text
 
 
 def test_what_came_of_more_than_files_is_not_kept(place: Place) -> None:

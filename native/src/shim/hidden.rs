@@ -125,138 +125,173 @@ pub struct Place<'a> {
     pub out: Option<&'a Path>,
 }
 
-/// `{"complete":true,…}` with what was read, or `{"complete":false,"reason":…,"acts":…}`; `acts`:
-/// its outputs are not all that came of it, or not of what files and variables hold.
+/// `{"complete":true,…}` with what was read, or `{"complete":false,"reason":…,"acts":…,…}` with what
+/// was seen of it and did not change since; `acts`: its outputs are not all that came of it, or not of
+/// what files and variables hold.
 ///
 /// `hasher` knows since when an input must be unchanged.
 pub fn judge(notes: &[Note], place: &Place<'_>, hasher: &mut Hasher) -> Value {
-    match read(notes, place, hasher) {
-        Ok(value) => value,
-        Err(why) => json!({"complete": false, "reason": why.reason, "acts": why.acts}),
+    let mut seen = Reads::default();
+    for note in notes {
+        if let Err(why) = seen.add(note, place, hasher) {
+            seen.doubt(why);
+        }
     }
+    seen.finish(place, hasher)
 }
 
-fn read(notes: &[Note], place: &Place<'_>, hasher: &mut Hasher) -> Result<Value, Why> {
-    let mut files = BTreeMap::new();
-    let mut directories = BTreeMap::new();
-    let mut missing = BTreeSet::new();
-    let mut existing = BTreeSet::new();
-    let mut variables = BTreeMap::new();
-    let mut manifests = Vec::new();
-    let mut unseen = None;
-    let mut other = false;
-    let mut built = None;
-    for note in notes {
+#[derive(Default)]
+struct Reads {
+    files: BTreeMap<String, (u64, String)>,
+    directories: BTreeMap<String, String>,
+    missing: BTreeSet<String>,
+    existing: BTreeSet<String>,
+    variables: BTreeMap<String, Option<String>>,
+    manifests: Vec<PathBuf>,
+    /// The first reason, but what acts before all others: whoever only compares files must not
+    /// miss it.
+    why: Option<Why>,
+}
+
+impl Reads {
+    fn doubt(&mut self, why: Why) {
+        if self
+            .why
+            .as_ref()
+            .is_none_or(|known| why.acts && !known.acts)
+        {
+            self.why = Some(why);
+        }
+    }
+
+    fn add(&mut self, note: &Note, place: &Place<'_>, hasher: &mut Hasher) -> Result<(), Why> {
         let name = note.name.to_str().ok_or("a name that is not UTF-8")?;
         match note.what {
             Asked::Macro => {
                 if macros::may_ask_unseen(Path::new(name), &place.profile.join(MEMORY)) {
-                    unseen.get_or_insert(name);
+                    return Err(format!("{name} may ask for what cannot be noted").into());
                 }
-                continue;
+                return Ok(());
             }
             Asked::Variable => {
                 if !is_own_variable(name) {
-                    variables.insert(name, value_of(name)?);
+                    self.variables.insert(name.to_owned(), value_of(name)?);
                 }
-                continue;
+                return Ok(());
             }
-            Asked::Program => {
-                let (program, first) = name.split_once('\0').unwrap_or((name, ""));
-                let stem = Path::new(program).file_name();
-                if stem == Path::new(place.linker).file_name() {
-                    continue;
-                }
-                if stem.is_some_and(|stem| stem == "cargo") && first == "locate-project" {
-                    // What it reads is known.
-                    for above in place.package.ancestors() {
-                        manifests.push(above.join("Cargo.toml"));
-                    }
-                    continue;
-                }
-                return Err(acts(format!("it starts {program}")));
-            }
+            Asked::Program => return self.start(name, place),
             Asked::Network => return Err(acts("it asks the network".to_owned())),
             Asked::Time => return Err(acts("it asks for the time".to_owned())),
-            Asked::Other => {
-                other = true;
-                continue;
-            }
+            Asked::Other => return Err("it asks for what cannot be noted".into()),
             Asked::Read | Asked::Write | Asked::List | Asked::Exists => {}
         }
         let path = place.real(name);
         let text = path.to_str().ok_or("a path that is not UTF-8")?.to_owned();
         match place.is_own(&path) {
-            Ok(true) => continue,
+            Ok(true) => return Ok(()),
             Ok(false) => {}
             Err(_) if note.what == Asked::Write => {}
-            Err(reason) => {
-                built.get_or_insert(reason);
-                continue;
-            }
+            Err(reason) => return Err(reason.into()),
         }
         match (note.what, note.outcome) {
             (Asked::Write, _) => return Err(acts(format!("it writes {text}"))),
             (_, Outcome::Missing) => {
-                missing.insert(text);
+                self.missing.insert(text);
             }
             (_, Outcome::Failed) => return Err(format!("{text} cannot be read").into()),
             (Asked::List, _) => {
                 let names = hasher
                     .names(&path)
                     .map_err(|why| format!("{text}: {why}"))?;
-                directories.insert(text, names);
+                self.directories.insert(text, names);
             }
-            (Asked::Read, _) if path.is_file() => {
-                let input = hasher.hash(&path).map_err(|why| format!("{text}: {why}"))?;
-                files.insert(text, (input.identity.size, input.digest));
-            }
+            (Asked::Read, _) if path.is_file() => self.read(&path, text, hasher)?,
             (what, _) => {
                 if what == Asked::Exists && place.leads_elsewhere(&path) {
                     return Err(format!("it may ask where {text} leads").into());
                 }
-                existing.insert(text);
+                self.existing.insert(text);
             }
         }
+        Ok(())
     }
-    // What acts was looked for first: whoever only compares files must not miss it.
-    if let Some(name) = unseen {
-        return Err(format!("{name} may ask for what cannot be noted").into());
+
+    fn read(&mut self, path: &Path, text: String, hasher: &mut Hasher) -> Result<(), Why> {
+        let input = hasher.hash(path).map_err(|why| format!("{text}: {why}"))?;
+        self.files.insert(text, (input.identity.size, input.digest));
+        Ok(())
     }
-    if other {
-        return Err("it asks for what cannot be noted".into());
-    }
-    if let Some(reason) = built {
-        return Err(reason.into());
-    }
-    for path in manifests {
-        let text = path.to_str().ok_or("a path that is not UTF-8")?.to_owned();
-        if place.unchanging.iter().any(|root| path.starts_with(root)) {
-            continue;
+
+    fn start(&mut self, name: &str, place: &Place<'_>) -> Result<(), Why> {
+        let (program, first) = name.split_once('\0').unwrap_or((name, ""));
+        let stem = Path::new(program).file_name();
+        if stem == Path::new(place.linker).file_name() {
+            return Ok(());
         }
-        if path.is_file() {
-            let input = hasher.hash(&path).map_err(|why| format!("{text}: {why}"))?;
-            files.insert(text, (input.identity.size, input.digest));
-        } else {
-            missing.insert(text);
+        if stem.is_some_and(|stem| stem == "cargo") && first == "locate-project" {
+            // What it reads is known.
+            for above in place.package.ancestors() {
+                self.manifests.push(above.join("Cargo.toml"));
+            }
+            return Ok(());
         }
+        Err(acts(format!("it starts {program}")))
     }
-    existing.retain(|path| !files.contains_key(path) && !directories.contains_key(path));
-    if let Some(both) = missing.iter().find(|path| Path::new(path).exists()) {
-        return Err(format!("{both} came while it was compiled").into());
+
+    fn finish(mut self, place: &Place<'_>, hasher: &mut Hasher) -> Value {
+        for path in std::mem::take(&mut self.manifests) {
+            if place.unchanging.iter().any(|root| path.starts_with(root)) {
+                continue;
+            }
+            let read = match path.to_str().map(str::to_owned) {
+                None => Err("a path that is not UTF-8".into()),
+                Some(text) if path.is_file() => self.read(&path, text, hasher),
+                Some(text) => {
+                    self.missing.insert(text);
+                    Ok(())
+                }
+            };
+            if let Err(why) = read {
+                self.doubt(why);
+            }
+        }
+        if let Some(both) = self.missing.iter().find(|path| Path::new(path).exists()) {
+            let why = format!("{both} came while it was compiled");
+            self.doubt(why.into());
+        }
+        let Self {
+            files,
+            directories,
+            mut missing,
+            mut existing,
+            variables,
+            why,
+            ..
+        } = self;
+        existing.retain(|path| !files.contains_key(path) && !directories.contains_key(path));
+        if why.is_some() {
+            // What somebody makes for a moment is never the same again.
+            missing.retain(|path| !Path::new(path).exists());
+            existing.retain(|path| Path::new(path).exists());
+        }
+        let files: Vec<_> = files
+            .into_iter()
+            .map(|(path, (size, digest))| json!([path, size, digest]))
+            .collect();
+        let mut value = json!({
+            "complete": why.is_none(),
+            "files": files,
+            "directories": directories.into_iter().collect::<Vec<_>>(),
+            "missing": missing,
+            "existing": existing,
+            "env": variables.into_iter().collect::<Vec<_>>(),
+        });
+        if let Some(why) = why {
+            value["reason"] = json!(why.reason);
+            value["acts"] = json!(why.acts);
+        }
+        value
     }
-    let files: Vec<_> = files
-        .into_iter()
-        .map(|(path, (size, digest))| json!([path, size, digest]))
-        .collect();
-    Ok(json!({
-        "complete": true,
-        "files": files,
-        "directories": directories.into_iter().collect::<Vec<_>>(),
-        "missing": missing,
-        "existing": existing,
-        "env": variables.into_iter().collect::<Vec<_>>(),
-    }))
 }
 
 /// Whether rustc or Cargo go by a variable themselves: who asked for it cannot be told then.

@@ -364,7 +364,9 @@ class Capturer:
             made = made._replace(macros=tuple(sorted(macros)), hidden=hidden)
         else:
             made = self._with_hidden(made, root, macros, reference)
-        return made._replace(bakes_root=bool(macros or made.hidden) and self._bakes_root(unit))
+            if seen is not None:
+                made = made._replace(seen=self._hidden(unit, seen.seen, root))
+        return made._replace(bakes_root=bool(macros or made.observed) and self._bakes_root(unit))
 
     def _declared(
         self, unit: Unit, root: str, started: int, seen: Observation | None = None

@@ -389,11 +389,10 @@ class Proof:
         reason = self.timed_reason(made)
         if reason is not None:
             return reason
-        if made.hidden is not None:
-            # In place as well: this is more than Cargo sees.
-            reason = self.hidden_reason(made)
-            if reason is not None:
-                return reason
+        # In place as well: this is more than Cargo sees.
+        reason = self.hidden_reason(made)
+        if reason is not None:
+            return reason
         reason = self.declared_reason(made)
         if reason is not None:
             return reason
@@ -474,7 +473,7 @@ class Proof:
 
     def hidden_reason(self, made: Record) -> Reason | None:
         """Whether anything differs that the compile was seen to read behind rustc's back."""
-        for entry in made.hidden or ():
+        for entry in made.observed:
             if entry.kind == "variable":
                 value = self.variables.get(entry.path)
                 if entry.digest != (None if value is None else digest_of(os.fsencode(value))):
@@ -614,7 +613,7 @@ class Proof:
         known = [(entry.base, entry.path, entry.digest) for entry in made.inputs]
         known += [
             (entry.base, entry.path, entry.digest or MISSING)
-            for entry in made.hidden or ()
+            for entry in made.observed
             if entry.kind == "file"
         ]
         different = []
@@ -694,8 +693,10 @@ class Proof:
             return self.is_from_elsewhere(unit.key) and self.names_incbin(unit)
         if INCBIN not in made.macros:
             return False
+        if self.hidden_reason(made) is not None:
+            return True
         if made.hidden is not None:
-            return self.hidden_reason(made) is not None
+            return False
         return self.is_from_elsewhere(unit.key) or not self.judged_by_cargo(made)
 
     def is_from_elsewhere(self, key: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from cargo_cow.cargo.target import Unit
@@ -73,6 +74,7 @@ class Record(NamedTuple):
     not known).  ``timed``: for a script that declares nothing, all files of its package.
     ``hidden``: what the macros of the unit really read, which then counts in place of its package's
     files (None: not observed, or not in full).
+    ``seen``: what was observed where that is not all, which counts beside the package's files.
     ``declared``: (name, digest) of what the package's manifest declares, see `declared`.
     ``bakes_root``: the outputs of a unit with such macros hold a path of the checkout.
     ``asks_git``: what the script's program seems to ask git (see ``outputs.asks_git``); ``head``
@@ -102,6 +104,12 @@ class Record(NamedTuple):
     settled_build_dir: str | None = None
     hidden: tuple[Hidden, ...] | None = None
     declared: tuple[tuple[str, str], ...] = ()
+    seen: tuple[Hidden, ...] = ()
+
+    @property
+    def observed(self) -> tuple[Hidden, ...]:
+        """What the compile was seen to read behind rustc's back, in full or not."""
+        return self.seen if self.hidden is None else self.hidden
 
     @property
     def named_checkout(self) -> str:
@@ -118,8 +126,8 @@ class Observation(NamedTuple):
     """What the shim saw: digests by the path rustc named, relative to ``cwd``.
 
     ``hidden`` is what was read beside that, with absolute paths and ABSOLUTE as base; None where it
-    is not known in full.  ``declared`` are digests of the variables that the manifest declares
-    (None: not set).
+    is not known in full, and ``seen`` what is known then.  ``declared`` are digests of variables
+    that the manifest declares (None: not set).
     """
 
     invoked: int
@@ -127,6 +135,7 @@ class Observation(NamedTuple):
     files: dict[str, str]
     hidden: tuple[Hidden, ...] | None = None
     declared: tuple[tuple[str, str | None], ...] = ()
+    seen: tuple[Hidden, ...] = ()
 
 
 _Stamp = tuple[int, int, int, int, int]
@@ -192,16 +201,16 @@ def _parsed(unit: Unit) -> Record | None:
             value["branch"],
             value["settled_checkout"],
             value["settled_build_dir"],
-            None
-            if value.get("hidden") is None
-            else tuple(
-                Hidden(kind, int(base), str(path), digest)
-                for kind, base, path, digest in value["hidden"]
-            ),
+            None if value.get("hidden") is None else _reads(value["hidden"]),
             tuple((str(name), str(digest)) for name, digest in value.get("declared") or ()),
+            _reads(value.get("seen") or ()),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _reads(value: Iterable[Any]) -> tuple[Hidden, ...]:
+    return tuple(Hidden(kind, int(base), str(path), digest) for kind, base, path, digest in value)
 
 
 def is_kept(unit: Unit, invoked: int) -> bool:
@@ -244,17 +253,26 @@ def load_observation(unit: Unit) -> Observation | None:
         if value["format"] != FORMAT or value["invoked"] != unit.invoked():
             return None
         files = {str(path): str(digest) for path, _, digest in value["files"]}
-        hidden = _hidden(value.get("hidden"))
+        hidden = value.get("hidden")
+        reads = () if hidden is None else _hidden(hidden)
+        complete = hidden is not None and hidden["complete"] is True
         declared = tuple((str(name), digest) for name, digest in value.get("declared") or ())
-        return Observation(int(value["invoked"]), str(value["cwd"]), files, hidden, declared)
+        return Observation(
+            int(value["invoked"]),
+            str(value["cwd"]),
+            files,
+            reads if complete else None,
+            declared,
+            () if complete else reads,
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _hidden(value: dict[str, Any] | None) -> tuple[Hidden, ...] | None:
-    """What the shim wrote (``native/src/shim/hidden.rs``); None where not all is known."""
-    if value is None or value["complete"] is not True:
-        return None
+def _hidden(value: dict[str, Any]) -> tuple[Hidden, ...]:
+    """What the shim wrote (``native/src/shim/hidden.rs``)."""
+    if value["complete"] is not True and "files" not in value:
+        return ()  # an older shim
     return (
         *(Hidden("file", ABSOLUTE, str(path), str(digest)) for path, _, digest in value["files"]),
         *(

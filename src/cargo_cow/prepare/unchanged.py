@@ -291,7 +291,7 @@ def draft(
                 return None
         for timed in made.timed or ():
             add(f"{root}/{timed.path}", root)
-        for hidden in made.hidden or ():
+        for hidden in made.observed:
             if hidden.kind == "variable":
                 variables[hidden.path] = hidden.digest
                 continue

@@ -316,6 +316,8 @@ def _record(value: dict[str, Any]) -> Record:
         timed=None if made.timed is None else tuple(Timed(*entry) for entry in made.timed),
         asks_git=tuple(made.asks_git),
         hidden=None if made.hidden is None else tuple(Hidden(*entry) for entry in made.hidden),
+        declared=tuple((str(name), str(digest)) for name, digest in made.declared),
+        seen=tuple(Hidden(*entry) for entry in made.seen),
     )
 
 
