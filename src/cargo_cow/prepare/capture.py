@@ -29,6 +29,7 @@ from cargo_cow.filesystems.failures import translated
 from cargo_cow.prepare import identity, outputs, record
 from cargo_cow.prepare.contents import MEMO, MISSING, UNREADABLE, Contents, walk_below
 from cargo_cow.prepare.declared import BY_SCRIPT, UNKNOWN, UNSET
+from cargo_cow.prepare.lints import is_clippys
 from cargo_cow.prepare.macros import INCBIN, PURE, UNSTATED
 from cargo_cow.prepare.packages import Packages, keep_list
 from cargo_cow.prepare.place import Place, below, is_made_at, place_of, variables
@@ -358,6 +359,7 @@ class Capturer:
             inputs=tuple(sorted(inputs)),
             out_dir_baked=self._out_dir_baked(unit),
             declared=self._declared(unit, root, started, seen),
+            linted=is_clippys(unit),
         )
         if seen is not None and seen.hidden is not None:
             hidden = self._hidden(unit, seen.hidden, root)

@@ -31,6 +31,7 @@ from cargo_cow.prepare.capture import (
 )
 from cargo_cow.prepare.contents import MISSING, Contents, digest_of
 from cargo_cow.prepare.declared import UNSET
+from cargo_cow.prepare.lints import is_clippys, other_configuration
 from cargo_cow.prepare.macros import INCBIN
 from cargo_cow.prepare.packages import Packages, first_difference
 from cargo_cow.prepare.place import Place, below, is_made_at, variables
@@ -68,6 +69,7 @@ _TEXTS = {
     "package": "it depends on {}, and the files of its package are not those of its build",
     "hidden-input": "its macros read {}, which is not what it was",
     "hidden-variable": "its macros read the variable {}, which is not what it was",
+    "lints": "clippy goes by {} here, or does not any more",
     "input": "{}, which its manifest declares, is not what it was",
     "input-unknown": "its manifest declares {}, and nobody noted what that was",
     "hidden": "it depends on {}, and the files of its package were changed after its build",
@@ -399,7 +401,11 @@ class Proof:
         if self.judged_by_cargo(made) and not self.is_overruled(unit.key):
             # Cargo calls it Fresh, and the contents say nothing else: no more is asked in place.
             return None
-        reason = self.added_reason(made) or self.environment_reason(unit, made)
+        reason = (
+            self.added_reason(made)
+            or self.environment_reason(unit, made)
+            or self.lint_reason(unit, made)
+        )
         if reason is not None:
             return reason
         if made.asks_git:
@@ -489,6 +495,24 @@ class Proof:
             if not same:
                 return Reason("hidden-input", path)
         return None
+
+    def lint_reason(self, unit: Unit, made: Record) -> Reason | None:
+        """Whether clippy would go by another configuration here.
+
+        In place Cargo sees an edit of the one that was found, and plain clippy nothing else.
+        """
+        linted = is_clippys(unit) if made.linted is None else made.linted
+        if not linted:
+            return None
+        root = self.package_root(made)
+        other = other_configuration(
+            root,
+            # Where Cargo runs compilers.
+            root if made.package_root.startswith("/") else self.place.workspace,
+            self.variables,
+            [(self.here(made, entry.base, entry.path), entry.digest) for entry in made.inputs],
+        )
+        return None if other is None else Reason("lints", other)
 
     def declared_reason(self, made: Record) -> Reason | None:
         """Whether anything differs that the package's manifest declares; in place as well."""

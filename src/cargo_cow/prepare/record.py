@@ -75,6 +75,7 @@ class Record(NamedTuple):
     ``hidden``: what the macros of the unit really read, which then counts in place of its package's
     files (None: not observed, or not in full).
     ``seen``: what was observed where that is not all, which counts beside the package's files.
+    ``linted``: clippy made it (None: not known).
     ``declared``: (name, digest) of what the package's manifest declares, see `declared`.
     ``bakes_root``: the outputs of a unit with such macros hold a path of the checkout.
     ``asks_git``: what the script's program seems to ask git (see ``outputs.asks_git``); ``head``
@@ -105,6 +106,7 @@ class Record(NamedTuple):
     hidden: tuple[Hidden, ...] | None = None
     declared: tuple[tuple[str, str], ...] = ()
     seen: tuple[Hidden, ...] = ()
+    linted: bool | None = None
 
     @property
     def observed(self) -> tuple[Hidden, ...]:
@@ -204,6 +206,7 @@ def _parsed(unit: Unit) -> Record | None:
             None if value.get("hidden") is None else _reads(value["hidden"]),
             tuple((str(name), str(digest)) for name, digest in value.get("declared") or ()),
             _reads(value.get("seen") or ()),
+            value.get("linted"),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

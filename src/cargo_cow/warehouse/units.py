@@ -30,6 +30,7 @@ from cargo_cow.errors import CowError
 from cargo_cow.prepare import record
 from cargo_cow.prepare.capture import Capturer
 from cargo_cow.prepare.contents import Contents, digest_of
+from cargo_cow.prepare.lints import is_clippys
 from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place, below
 from cargo_cow.warehouse.surroundings import Surroundings, around
@@ -204,7 +205,7 @@ class _Keeper:
         if unit.shares_names:
             raise _Refused("its files have names that other units have, too")
         local = self._capturer.is_local(unit)
-        if local and _is_clippys(unit):
+        if local and is_clippys(unit):
             raise _Refused("clippy goes by configuration that nobody notes")
         dependencies = self._dependencies(unit, invoked)
         made = record.load(unit)
@@ -384,13 +385,6 @@ def _names_out_dir(unit: Unit) -> bool:
         return False
     makefile = unit.makefile()
     return makefile is None or any(name == "OUT_DIR" for name, _ in makefile.env)
-
-
-def _is_clippys(unit: Unit) -> bool:
-    """Whether clippy made it: it names its arguments as a variable that it read
-    (``track_clippy_args``)."""
-    makefile = None if unit.is_script_run else unit.makefile()
-    return makefile is not None and any(name == "CLIPPY_ARGS" for name, _ in makefile.env)
 
 
 def _seconds(unit: Unit, invoked: int) -> float:
