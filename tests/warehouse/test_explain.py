@@ -14,9 +14,11 @@ import pytest
 
 from cargo_cow.warehouse import explaining
 from cargo_cow.warehouse.explaining import Difference
-from tests.support.projects import SOURCE, cow, settle
+from tests.support.projects import SOURCE, cow, settle, write
 
 from .conftest import PACKAGE, Place
+from .test_grafting import QUIET, graft, names
+from .test_grafting import build as build_with_graft
 
 LIBRARY = {
     "Cargo.toml": PACKAGE.format("library", "[features]\nmore = []\n"),
@@ -220,3 +222,36 @@ def test_parts_in_words() -> None:
     assert [str(found) for found in explaining._parts(two, one)] == [
         "x a (2) is not there any more"
     ]
+
+
+def _grafts(place: Place, project: Path, *words: str) -> Any:
+    style = () if "--all" in words else ("--format", "json")
+    done = cow(
+        project, place.scratch, "explain", *words, *style, CARGO_COW_WAREHOUSE=str(place.store)
+    )
+    assert done.status == 0, done.output
+    return done.output if "--all" in words else json.loads(done.output)["graft"]
+
+
+def test_what_a_graft_would_bring_and_why_not(place: Place) -> None:
+    project = place.project("main", QUIET)
+    build_with_graft(place, project)
+    assert _grafts(place, project) == {"command": "build", "chosen": [], "missing": {}}
+    shutil.rmtree(project / "target")
+    told = _grafts(place, project)
+    assert names(told["chosen"]) == ["app", "app", "app", "util"]
+    assert not (project / "target").exists()
+    settle()
+    write(project, {"util/src/inner.rs": 'pub const MARK: &str = "u2";\n'})
+    (reason,) = _grafts(place, project, "util")["missing"].values()
+    assert reason == f"{project}/util/src/inner.rs has other content"
+    said = _grafts(place, project, "--all")
+    assert f"does not come from the warehouse\n    {reason}\n" in said
+    assert "it was built against other builds of what it depends on" in said
+    assert "2 units of cargo build will come from the warehouse" in said
+    # The same as a graft finds.
+    assert _grafts(place, project)["missing"] == graft(place, project, "--dry-run")["missing"]
+    # Another command asks for others.
+    tests = _grafts(place, project, "--asked", "test --workspace")
+    assert set(tests["missing"].values()) > {"it was never kept"}
+    assert _grafts(place, project, "--asked", "tree") is None

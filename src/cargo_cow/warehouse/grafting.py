@@ -35,6 +35,8 @@ from cargo_cow.warehouse.planning import Asked
 from cargo_cow.warehouse.surroundings import Surroundings
 from cargo_cow.warehouse.units import FORMAT, Memo, key_of, variable_now
 
+NEVER_KEPT = "it was never kept"
+"""The reason for a unit of which there is no entry at all."""
 _ASIDE = ".cargo-cow"
 _NAME = "graft"
 
@@ -179,7 +181,7 @@ class _Choice:
     def _why(self, key: str, is_right: bool) -> str:
         if is_right:
             return "it was built against other builds of what it depends on"
-        return self._reasons.get(key, "it was never kept")
+        return self._reasons.get(key, NEVER_KEPT)
 
     def _right(self, key: str, stem: str) -> list[Found]:
         """All entries of a unit that are right here if their dependencies are, newest first."""
