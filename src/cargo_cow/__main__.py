@@ -1,6 +1,6 @@
 """``python -m cargo_cow``: the same as the ``cargo-cow`` program."""
 
-from cargo_cow.cli.main import main
+from cargo_cow.cli.main import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry()

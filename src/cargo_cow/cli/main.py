@@ -6,9 +6,12 @@ only module that turns errors into messages and exit codes.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from cargo_cow.errors import CowError, UsageError
 
@@ -37,15 +40,45 @@ COMMANDS = {
 _OUTSIDE = frozenset({"hooks", "init", "snapshot", "uninstall", "worktree"})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+def entry() -> NoReturn:
+    """The program: `main`, and its end.
+
+    Around Cargo's verbs Python costs as little as it can: what it has loaded lives until the end,
+    so that nobody has to look for garbage in it, and nobody has to take it apart (3 and 5 ms of a
+    build of nothing).
+    """
+    quickly = _is_cargos(_arguments(None))
+    if quickly:
+        gc.disable()
+    status = main()
+    if not quickly:
+        sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        # Their reader may have gone, or somebody started us without.
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)
+
+
+def _arguments(argv: Sequence[str] | None) -> list[str]:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # As a Cargo subcommand we are called `cargo-cow cow …`.
     if arguments[:1] == ["cow"]:
         del arguments[0]
+    return arguments
+
+
+def _is_cargos(arguments: Sequence[str]) -> bool:
+    """Whether the command is one of Cargo's verbs, and none of ours."""
+    return bool(arguments) and not arguments[0].startswith("-") and arguments[0] not in COMMANDS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = _arguments(argv)
     try:
         _refuse_inside(arguments)
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        if _is_cargos(arguments):
             from cargo_cow.cli.passthrough import run
 
             return run(arguments)
@@ -102,4 +135,4 @@ def _click_error(error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry()

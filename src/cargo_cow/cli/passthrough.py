@@ -1,7 +1,8 @@
 """``cargo cow VERB ARGS…`` for Cargo's verbs: prepare, the real Cargo, capture.
 
 Exit status and output are Cargo's.  Whatever goes wrong on our side is said once on stderr, and
-plain Cargo does its work.  On the path of every build: imports are counted here.
+plain Cargo does its work.  On the path of every build: imports are counted here, above all those
+before Cargo is started.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from cargo_cow.cargo.lock import HeldBack, hold_back
 from cargo_cow.cargo.target import unit_times
 from cargo_cow.cargo.workspace import Workspace, cargo_program, load
 from cargo_cow.errors import CowError, NotACargoProject
-from cargo_cow.prepare import identity, unchanged
-from cargo_cow.prepare.begun import Begun, begin
+from cargo_cow.prepare import identity
 from cargo_cow.prepare.place import FIXED_PATH, Place, place_of
 from cargo_cow.warehouse.surroundings import is_on as warehouse_is_on
 
 if TYPE_CHECKING:
     from cargo_cow import git
-    from cargo_cow.prepare import Look, Report
+    from cargo_cow.prepare import Look, Report, unchanged
+    from cargo_cow.prepare.begun import Begun
     from cargo_cow.prepare.proof import Plan
     from cargo_cow.warehouse.building import Ready as Stored
 
@@ -173,10 +174,14 @@ class _Ahead:
 
                 self.question = housekeeping.begin(self._ready.workspace)
             if self._units:
+                from cargo_cow.prepare import unchanged
+
                 self.draft = unchanged.draft(place, self._units, self._ready.found)
 
     def serves(self) -> bool:
         """Whether the draft is all that there is to say, and to record."""
+        from cargo_cow.prepare import unchanged
+
         place = self._ready.place
         drafted = self.draft
         return drafted is not None and drafted.captured and unchanged.serves(place, drafted)
@@ -258,6 +263,9 @@ def _find(arguments: list[str]) -> _Found | None:
 
 
 def _prepare(found: _Found) -> _Ready:
+    from cargo_cow.prepare import unchanged
+    from cargo_cow.prepare.begun import begin
+
     workspace, place = found
     if unchanged.holds(place):
         return _Ready(workspace, place, noted=True)
@@ -289,7 +297,7 @@ def make_fresh(workspace: Workspace, begun: Begun | None = None) -> Report | Non
     for problem in problems(place):
         _warn(problem, "")
     try:
-        report = switching.switched(workspace, say=_say, again=False, begun=begun)
+        report = switching.switched(workspace, say=_say, again=False, begun=begun, place=place)
     except CowError as error:
         _warn(f"not prepared: {error}", error.hint)
         return None
@@ -309,6 +317,8 @@ def make_fresh(workspace: Workspace, begun: Begun | None = None) -> Report | Non
 
 
 def _capture(ready: _Ready, ahead: _Ahead | None, began: int) -> None:
+    from cargo_cow.prepare import unchanged
+
     if ready.noted and unchanged.holds(ready.place):
         return
     if ahead is not None and ahead.draft is not None and ahead.serves():
@@ -326,6 +336,7 @@ def remember(workspace: Workspace, place: Place, *, since: int | None = None) ->
     if not os.path.isdir(place.build_dir):
         return True  # nothing was built
     from cargo_cow import prepare
+    from cargo_cow.prepare import unchanged
 
     try:
         prepare.capture_of(workspace, since=since)

@@ -54,6 +54,7 @@ def switched(
     again: bool = True,
     eager: bool = False,
     begun: Begun | None = None,
+    place: Place | None = None,
 ) -> Report:
     """Make the workspace's target as fresh as can be proved, with the help of the states.
 
@@ -62,12 +63,13 @@ def switched(
     a state of this very checkout; who ran ``cargo clean`` before ``cargo cow build`` wants a clean
     build.  ``wait``: for a build that runs in the target; else Locked is raised.  ``say`` gets
     lines for people.  ``eager``: keep what was built although nothing has to be built again yet; a
-    hook is not asked again before plain Cargo builds over it.  ``begun``: as `prepare.look`.
+    hook is not asked again before plain Cargo builds over it.  ``begun``: as `prepare.look`;
+    ``place``: that of the workspace, if it is known.
 
     Raises CowError; whatever is raised, the target is the old one or the new one, whole, and what
     goes wrong with states alone is said, not raised.
     """
-    place = place_of(workspace)
+    place = place or place_of(workspace)
     found = prepare.look(workspace, place, wait=wait or dry_run, begun=begun)
     if found is None:
         with ExitStack() as held:
