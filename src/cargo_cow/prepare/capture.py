@@ -778,7 +778,7 @@ def _write_ledger(build_dir: str, known: Ledger) -> None:
                 "needless": sorted(known.needless),
                 "registry": known.registry,
             }
-            json.dump(value, file, separators=(",", ":"))
+            file.write(json.dumps(value, separators=(",", ":")))
         os.replace(temporary, path)
     except OSError:
         return

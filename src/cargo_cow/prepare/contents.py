@@ -169,7 +169,9 @@ class Contents:
         try:
             os.makedirs(os.path.dirname(self._memo_file), exist_ok=True)
             with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-                json.dump({"format": _FORMAT, "files": files}, file, separators=(",", ":"))
+                value = {"format": _FORMAT, "files": files}
+                # Not `dump`, which is written in Python.
+                file.write(json.dumps(value, separators=(",", ":")))
             os.replace(temporary, self._memo_file)
         except OSError:
             return

@@ -201,7 +201,7 @@ def keep_list(build_dir: str, digest: str, digests: dict[str, str]) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-            json.dump(digests, file, separators=(",", ":"))
+            file.write(json.dumps(digests, separators=(",", ":")))
         os.replace(temporary, path)
     except OSError:
         return

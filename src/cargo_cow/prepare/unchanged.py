@@ -397,7 +397,7 @@ def leave(place: Place, drafted: Draft) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-            json.dump(drafted.value, file, separators=(",", ":"))
+            file.write(json.dumps(drafted.value, separators=(",", ":")))
         os.replace(temporary, path)
     except OSError:
         return
