@@ -319,8 +319,8 @@ def make_fresh(workspace: Workspace, begun: Begun | None = None) -> Report | Non
 def _capture(ready: _Ready, ahead: _Ahead | None, began: int) -> None:
     from cargo_cow.prepare import unchanged
 
-    if ready.noted and unchanged.holds(ready.place):
-        return
+    if ready.noted and unchanged.is_of_all(ready.place):
+        return  # nothing was built, and whether the note still holds is asked by the next build
     if ahead is not None and ahead.draft is not None and ahead.serves():
         unchanged.leave(ready.place, ahead.draft)
     else:
