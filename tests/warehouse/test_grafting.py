@@ -527,3 +527,19 @@ def test_no_keeper_for_what_cannot_be_planned(
         for words in (["doc"], ["nextest", "run"], ["+stable", "build"]):
             building.after(ready, workspace, words)
     assert [words[-2:] for words in started] == [["+stable", "build"]]
+
+
+def test_what_links_is_known_after_a_graft(place: Place) -> None:
+    """The script declares a file that is not there, so Cargo builds the program every time: what
+    came by a graft below it is known, so that the shim can tell that nothing changed."""
+    project = place.project("main", FILES)
+    build(place, project)
+    assert build(place, project).rustc == []
+    clean(project)
+    again = build(place, project)
+    assert "units came from the warehouse" in again.output
+    assert again.rustc == []
+    assert build(place, project).rustc == []
+    write(project, {"util/src/inner.rs": 'pub const MARK: &str = "u2";\n'})
+    assert build(place, project).rustc == ["app", "util"]
+    assert told(project) == "u2 none"

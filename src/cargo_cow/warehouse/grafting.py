@@ -375,6 +375,7 @@ def _act(place: Place, wanted: GraftPlan, t0: int, started: float) -> Grafted:
             {
                 "root": str(found.root),
                 "copies": found.copies,
+                "target": place.build_dir,
                 "to": str(staged),
                 "time": t0,
                 "units": [

@@ -32,12 +32,17 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Self::Library => "library",
             Self::PureMacro => "pure-macro",
             Self::Macro => "macro",
         }
+    }
+
+    pub fn of(word: &str) -> Option<Self> {
+        let all = [Self::Library, Self::PureMacro, Self::Macro];
+        all.into_iter().find(|kind| kind.word() == word)
     }
 }
 
@@ -93,18 +98,14 @@ impl Ledgers {
         closure
     }
 
-    fn unit(&mut self, artefact: &Path) -> Option<(Kind, Vec<PathBuf>)> {
+    /// What was noted of the unit that an artefact is of.
+    pub fn unit(&mut self, artefact: &Path) -> Option<(Kind, Vec<PathBuf>)> {
         let directory = artefact.parent()?;
         let profile = layout::profile_directory(directory)?.to_owned();
         let stem = artefact.file_stem()?.to_str()?;
         let line = self.of(&profile)?.lines.get(&format!("U\t{stem}"))?.clone();
         let mut words = line.split('\t');
-        let kind = match words.next()? {
-            "library" => Kind::Library,
-            "pure-macro" => Kind::PureMacro,
-            "macro" => Kind::Macro,
-            _ => return None,
-        };
+        let kind = Kind::of(words.next()?)?;
         Some((kind, words.map(|word| profile.join(word)).collect()))
     }
 

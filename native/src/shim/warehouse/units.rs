@@ -16,7 +16,9 @@ use memchr::memmem;
 use serde_json::{Value, json};
 
 use super::super::inputs::{self, modified};
+use super::super::layout;
 use super::entry::{self, Entry, Moved};
+use super::ledger::{Kind, Ledgers};
 use super::store::{self, Store, create};
 use crate::clone_tree::Mode;
 use crate::verbs::Failure;
@@ -57,11 +59,12 @@ pub fn keep(request: &Value) -> Result<Value, Failure> {
     let paths = request["paths"].as_array().ok_or_else(malformed)?;
     let paths: Vec<&str> = paths.iter().filter_map(Value::as_str).collect();
     let mut digests: HashMap<String, String> = HashMap::new();
+    let mut ledgers = Ledgers::default();
     let mut all = Moved::default();
     let mut kept = Vec::new();
     let mut new = 0;
     for unit in request["units"].as_array().ok_or_else(malformed)? {
-        match keep_one(&store, &paths, unit, &digests) {
+        match keep_one(&store, &paths, unit, &digests, &mut ledgers) {
             Ok((digest, moved)) => {
                 if let Some(moved) = moved {
                     new += 1;
@@ -90,6 +93,7 @@ fn keep_one(
     paths: &[&str],
     unit: &Value,
     known: &HashMap<String, String>,
+    ledgers: &mut Ledgers,
 ) -> Result<(String, Option<Moved>), String> {
     let list = |name: &str| unit[name].as_array().ok_or("malformed");
     let mut dependencies = Vec::new();
@@ -174,6 +178,8 @@ fn keep_one(
         value["links"] = unit["links"].clone();
         value["dependencies"] = Value::Array(dependencies);
         value["digest"] = json!(digest);
+        let target = Path::new(paths.first().ok_or("malformed")?);
+        value["ledger"] = noted(ledgers, target, list("files")?);
         let made = Entry {
             directory: directory.clone(),
             value,
@@ -191,6 +197,43 @@ fn keep_one(
     })();
     let _ = fs::remove_dir_all(&directory);
     result
+}
+
+/// What the shim noted of a unit (see `ledger`): `[stem, profile, kind, dependency…]`, relative to the
+/// target; null where no shim compiled it, or what it was given lies elsewhere.
+fn noted(ledgers: &mut Ledgers, target: &Path, files: &[Value]) -> Value {
+    let of = |file: &Value| {
+        let path = target.join(file[1].as_str()?);
+        let profile = layout::profile_directory(path.parent()?)?.strip_prefix(target);
+        let profile = profile.ok()?.to_str()?.to_owned();
+        let stem = path.file_stem()?.to_str()?.to_owned();
+        let (kind, below) = ledgers.unit(&path)?;
+        let mut words = vec![stem, profile, kind.word().to_owned()];
+        for path in below {
+            words.push(path.strip_prefix(target).ok()?.to_str()?.to_owned());
+        }
+        Some(json!(words))
+    };
+    files.iter().find_map(of).unwrap_or(Value::Null)
+}
+
+/// Notes it in the target that the unit is given to.  What is told is of all units of this name,
+/// whoever compiled them, so that it is true before and after the unit is there.
+fn note(ledgers: &mut Ledgers, target: &Path, noted: &Value) -> Option<()> {
+    let words: Option<Vec<&str>> = noted.as_array()?.iter().map(Value::as_str).collect();
+    let words = words?;
+    let [stem, profile, kind, below @ ..] = words.as_slice() else {
+        return None;
+    };
+    let kind = Kind::of(kind)?;
+    if stem.contains(['\t', '\n', '/']) || !words[1..].iter().all(|name| entry::is_inside(name)) {
+        return None;
+    }
+    let externs: Vec<(String, PathBuf)> = below
+        .iter()
+        .map(|name| (String::new(), target.join(name)))
+        .collect();
+    ledgers.note_unit(&target.join(profile), stem, kind, &externs)
 }
 
 /// A regular file into the store; its size, and its mode.
@@ -228,7 +271,7 @@ fn without(mut text: Vec<u8>, paths: &[&str]) -> Vec<u8> {
 
 // -- giving out
 
-/// `{"root", "copies", "to", "time", "units": [{"directory", "invoked": [name, ns]}…]}` →
+/// `{"root", "copies", "target", "to", "time", "units": [{"directory", "invoked": [name, ns]}…]}` →
 /// `{"given": [null or reason…], "files", "reflinked", "copied", "copied_reason"}`.
 ///
 /// Every file gets the time `time` (ns), but the one that tells when the unit was built.
@@ -236,6 +279,7 @@ pub fn give(request: &Value) -> Result<Value, Failure> {
     let store = store_of(request)?;
     let to = PathBuf::from(request["to"].as_str().ok_or_else(malformed)?);
     let time = request["time"].as_i64().ok_or_else(malformed)?;
+    let target = request["target"].as_str().map(Path::new);
     let units = request["units"].as_array().ok_or_else(malformed)?;
     let next = AtomicUsize::new(0);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -247,12 +291,12 @@ pub fn give(request: &Value) -> Result<Value, Failure> {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(unit) = units.get(index) else { break };
             match give_one(&store, &to, time, unit) {
-                Ok((moved, count)) => {
+                Ok((moved, count, noted)) => {
                     all.join(&moved);
                     files += count;
-                    done.push((index, None));
+                    done.push((index, Ok(noted)));
                 }
-                Err(reason) => done.push((index, Some(reason))),
+                Err(reason) => done.push((index, Err(reason))),
             }
         }
         (done, all, files)
@@ -267,14 +311,18 @@ pub fn give(request: &Value) -> Result<Value, Failure> {
     let mut given = vec![json!("not looked at"); units.len()];
     let mut all = Moved::default();
     let mut files = 0;
+    let mut ledgers = Ledgers::default();
     for part in parts {
         let Ok((done, moved, count)) = part else {
             continue;
         };
         all.join(&moved);
         files += count;
-        for (index, reason) in done {
-            given[index] = json!(reason);
+        for (index, outcome) in done {
+            given[index] = json!(outcome.as_ref().err());
+            if let (Some(target), Ok(noted)) = (target, outcome) {
+                let _ = note(&mut ledgers, target, &noted);
+            }
         }
     }
     Ok(json!({
@@ -286,7 +334,12 @@ pub fn give(request: &Value) -> Result<Value, Failure> {
     }))
 }
 
-fn give_one(store: &Store, to: &Path, time: i64, unit: &Value) -> Result<(Moved, usize), String> {
+fn give_one(
+    store: &Store,
+    to: &Path,
+    time: i64,
+    unit: &Value,
+) -> Result<(Moved, usize, Value), String> {
     let directory = Path::new(unit["directory"].as_str().ok_or("malformed")?);
     let entry = Entry::at(directory)?;
     let outputs = entry.outputs().ok_or("malformed")?;
@@ -366,7 +419,8 @@ fn give_one(store: &Store, to: &Path, time: i64, unit: &Value) -> Result<(Moved,
         ));
     }
     said.map_err(|error| error.to_string())?;
-    Ok((moved, outputs.len()))
+    let noted = entry.value["ledger"].clone();
+    Ok((moved, entry.list("outputs").len(), noted))
 }
 
 #[cfg(test)]
