@@ -19,6 +19,7 @@ from cargo_cow import native
 from cargo_cow.cargo.workspace import load
 from cargo_cow.cli import passthrough
 from cargo_cow.errors import CowError
+from cargo_cow.prepare.place import place_of
 from cargo_cow.warehouse import building, store
 from tests.support.projects import Build, _environment, cargo, cow, git, settle, write
 
@@ -166,6 +167,35 @@ def test_a_declared_variable_that_cargos_configuration_sets(place: Place) -> Non
     write(project, {".cargo/config.toml": '[env]\nMARKED = "two"\n'})
     assert build(place, project).rustc == ["app"]
     assert told(project) == "u1 two"
+
+
+def test_what_is_built_is_kept_after_the_command(place: Place) -> None:
+    project = place.project("main", QUIET)
+    build(place, project, CARGO_COW_KEEP="")  # nobody waits
+    memo = project / "target/.cargo-cow/kept-units.json"
+    until = time.monotonic() + 20
+    while not memo.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(json.loads(memo.read_text())["units"]) == 4
+    clean(project)
+    assert build(place, project).rustc == []
+
+
+def test_what_the_compiler_says_of_itself_is_what_it_says_now(place: Place) -> None:
+    """A script whose compiler was exchanged: Cargo asks it where nothing was built."""
+    project = locked(place.project("main", QUIET))
+    said, compiler = place.scratch / "said", place.scratch / "rustc"
+    compiler.write_text(
+        f'#!/bin/sh\n[ "$1" = -vV ] && rustc -vV && exec cat {said}\nexec rustc "$@"\n'
+    )
+    compiler.chmod(0o755)
+    info = project / "target/.rustc_info.json"
+    for word, words in (("one", ()), ("two", ("--lib",))):
+        said.write_text(f"built: {word}\n")
+        build(place, project, "build", *words, RUSTC=str(compiler))
+        answers = info.read_text()
+        assert [it for it in ("one", "two") if f"built: {it}" in answers] == [word]
+        clean(project)
 
 
 def test_only_what_is_asked_for(place: Place) -> None:
@@ -512,21 +542,21 @@ def test_a_setting_that_cannot_be_read_does_not_stop_a_build(
 def test_no_keeper_for_what_cannot_be_planned(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would start Python, and fail where nobody sees it."""
+    """It would fail where nobody sees it."""
     project = place.project("main", QUIET)
-    started: list[list[str]] = []
-
-    class Started:
-        def __init__(self, words: list[str], **_: object) -> None:
-            started.append(words)
-
+    started: list[int] = []
     workspace = load(project, [])
     ready = building.Ready(None, None, None, 0, {})
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "Popen", Started)
-        for words in (["doc"], ["nextest", "run"], ["+stable", "build"]):
-            building.after(ready, workspace, words)
-    assert [words[-2:] for words in started] == [["+stable", "build"]]
+
+        def fork() -> int:
+            started.append(1)
+            return 1
+
+        patch.setattr(os, "fork", fork)
+        for words, kept in ((["doc"], 0), (["nextest", "run"], 0), (["+stable", "build"], 1)):
+            building.after(ready, workspace, place_of(workspace), words)
+            assert len(started) == kept
 
 
 def test_what_links_is_known_after_a_graft(place: Place) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 @click.command("graft", context_settings={"ignore_unknown_options": True})
 @click.option("--dry-run", is_flag=True, help="Only show what would be put into the target.")
 @click.option("--keep", is_flag=True, help="Keep what is built here, as every build does after it.")
-# How a build hands its work over.
-@click.option("--since", type=int, default=None, hidden=True)
-@click.option("--target-dir", default=None, hidden=True)
 @render.manifest_option
 @render.format_option
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[CARGO-COMMAND]...")
@@ -30,8 +26,6 @@ def command(
     *,
     dry_run: bool,
     keep: bool,
-    since: int | None,
-    target_dir: str | None,
     manifest_path: str | None,
     style: str,
     words: tuple[str, ...],
@@ -58,8 +52,6 @@ def command(
     cwd = Path.cwd()
     arguments = list(words) or ["build"]
     chosen = render.cargo_arguments(manifest_path)
-    if target_dir is not None:
-        chosen = [*chosen, "--target-dir", target_dir]
     workspace = load(cwd, [*chosen, *arguments[1:]])
     place = place_of(workspace)
     if surroundings.is_on(cwd) is None:
@@ -68,7 +60,7 @@ def command(
             hint="cargo cow init --warehouse, or CARGO_COW_WAREHOUSE=on",
         )
     if keep:
-        return _keep(workspace, place, cwd, [*arguments, *chosen], since, style)
+        return _keep(workspace, place, cwd, [*arguments, *chosen], style)
     ready = building.before(
         workspace, place, [*arguments, *chosen], cwd, dry_run=dry_run, say=render.say
     )
@@ -80,7 +72,7 @@ def command(
     return _show(ready, style)
 
 
-_NEVER = (1 << 62) - 1
+_NEVER = (1 << 62) - 1  # later than anything that is built
 
 
 def _keep(
@@ -88,12 +80,11 @@ def _keep(
     place: Place,
     cwd: Path,
     arguments: list[str],
-    since: int | None,
     style: str,
 ) -> int:
     kept = None
     if Path(place.build_dir).is_dir():
-        kept = _kept(workspace, place, cwd, arguments, since)
+        kept = _kept(workspace, place, cwd, arguments)
     if style == "json":
         render.print_json(None if kept is None else kept._asdict())
         return 0
@@ -106,27 +97,12 @@ def _keep(
     return 0
 
 
-def _kept(
-    workspace: Workspace, place: Place, cwd: Path, arguments: list[str], since: int | None
-) -> Kept | None:
+def _kept(workspace: Workspace, place: Place, cwd: Path, arguments: list[str]) -> Kept | None:
     from cargo_cow import prepare
-    from cargo_cow.errors import UsageError
-    from cargo_cow.warehouse import planning, surroundings, units
+    from cargo_cow.warehouse import building
 
-    store = surroundings.store_for(place.build_dir, cwd)
-    asked = planning.ask(workspace, arguments, cwd, None if store is None else store[0])
-    if asked is None:
-        raise UsageError(
-            "Cargo does not say which compiler it calls",
-            hint="name a command that builds, such as build or test; a Cargo.lock is needed",
-        )
-    if since is None:
-        since = _NEVER
-        prepare.capture_of(workspace)
-    else:
-        # After a build, which has recorded what it built, and whose user has gone on.
-        os.nice(5)
-    return units.keep(place, cwd, rustc=asked.rustc, toolchain=asked.toolchain, since=since)
+    prepare.capture_of(workspace)
+    return building.keep(workspace, place, cwd, arguments, _NEVER)
 
 
 def _show(ready: Ready, style: str) -> int:

@@ -219,7 +219,7 @@ def _store(ready: _Ready, stored: Stored, arguments: Sequence[str]) -> None:
     from cargo_cow.warehouse import building
 
     if unit_times(ready.place.build_dir) != stored.times:
-        building.after(stored, ready.workspace, arguments)
+        building.after(stored, ready.workspace, ready.place, arguments)
 
 
 def _with_shim(arguments: Sequence[str]) -> tuple[Sequence[str], dict[str, str] | None]:

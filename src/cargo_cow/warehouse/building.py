@@ -10,11 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow.cargo.target import unit_times
 from cargo_cow.cargo.workspace import Workspace
+from cargo_cow.errors import UsageError
 from cargo_cow.prepare.place import Place
 from cargo_cow.warehouse import planning, surroundings
 from cargo_cow.warehouse.planning import Asked
@@ -22,6 +24,7 @@ from cargo_cow.warehouse.planning import Asked
 if TYPE_CHECKING:
     from cargo_cow.prepare.proof import Plan
     from cargo_cow.warehouse.grafting import Grafted, GraftPlan
+    from cargo_cow.warehouse.units import Kept
 
 
 class Ready(NamedTuple):
@@ -65,7 +68,9 @@ def before(
     store = surroundings.store_for(str(beside), cwd)
     if store is None:
         return None
-    asked = planning.ask(workspace, arguments, cwd, store[0])
+    asked = planning.ask(
+        workspace, arguments, cwd, store[0], learned=None if dry_run else _without_probes(place)
+    )
     if asked is None:
         return Ready(None, None, None, since, unit_times(place.build_dir))
     complete = planning.is_complete(asked, place.build_dir)
@@ -106,14 +111,20 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _without_probes(place: Place) -> Path | None:
+    """A target, if it is there, in which Cargo has not asked the compiler about itself yet."""
+    target = Path(place.build_dir)
+    return target if target.is_dir() and not (target / planning.INFO).exists() else None
+
+
 def _bring_probes(store: Path, target: Path) -> None:
     """What Cargo learned of the compiler while it planned; it judges itself whether that holds."""
     import shutil
 
     probes = store / planning.PROBES
-    if probes.is_file() and not (target / ".rustc_info.json").exists():
+    if probes.is_file() and not (target / planning.INFO).exists():
         try:
-            shutil.copyfile(probes, target / ".rustc_info.json")
+            shutil.copyfile(probes, target / planning.INFO)
         except OSError:
             return
 
@@ -122,24 +133,61 @@ KEEPING = "CARGO_COW_KEEP"
 """``wait``: a command ends when what it built is kept, for machines that end with it."""
 
 
-def after(ready: Ready, workspace: Workspace, arguments: Sequence[str]) -> None:
-    """Keep what was built, in a process of its own that ends with it; a build waits for nothing."""
+def after(ready: Ready, workspace: Workspace, place: Place, arguments: Sequence[str]) -> None:
+    """Keep what was built, in a process of its own that ends with it; a build waits for nothing.
+
+    It is this process once more, which has loaded nearly all that it takes: a new one costs as much
+    as the rest of the work.  Nothing is raised.
+    """
     if not planning.is_planned(arguments):
         return
-    import subprocess
-
-    words = [sys.executable, "-m", "cargo_cow", "graft", "--keep"]
-    words += ["--since", str(ready.since), "--target-dir", str(workspace.build_dir)]
-    words += ["--", *arguments]
+    cwd = Path.cwd()
+    sys.stdout.flush()
+    sys.stderr.flush()
     try:
-        keeping = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        child = os.fork()
     except OSError:
         return
+    if child == 0:
+        try:
+            _stand_alone()
+            keep(workspace, place, cwd, arguments, ready.since)
+        finally:
+            # Not through what the command has still to do, which is its own.
+            os._exit(0)
     if os.environ.get(KEEPING) == "wait":
-        keeping.wait()
+        os.waitpid(child, 0)
+
+
+def _stand_alone() -> None:
+    """Nobody waits for this process by its files, its terminal or its directory."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nothing, number)
+    for file in list(Path("/proc/self/fd").iterdir()):
+        if int(file.name) > 2:
+            # The one that listed them is closed by now.
+            with suppress(OSError):
+                os.close(int(file.name))
+    # The build's user has gone on.
+    os.nice(5)
+
+
+def keep(
+    workspace: Workspace, place: Place, cwd: Path, arguments: Sequence[str], since: int
+) -> Kept | None:
+    """Keep what is built in ``place`` (see ``units.keep``); None where the warehouse is off.
+
+    Raises CowError.
+    """
+    from cargo_cow.warehouse import units
+
+    store = surroundings.store_for(place.build_dir, cwd)
+    asked = planning.ask(workspace, arguments, cwd, None if store is None else store[0])
+    if asked is None:
+        raise UsageError(
+            "Cargo does not say which compiler it calls",
+            hint="name a command that builds, such as build or test; a Cargo.lock is needed",
+        )
+    return units.keep(place, cwd, rustc=asked.rustc, toolchain=asked.toolchain, since=since)

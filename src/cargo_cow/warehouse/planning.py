@@ -25,15 +25,21 @@ from cargo_cow.cargo.workspace import cargo_program
 from cargo_cow.prepare.proof import HOPELESS
 
 if TYPE_CHECKING:
+    import subprocess
+    import threading
+
     from cargo_cow.cargo.workspace import Workspace
     from cargo_cow.prepare.proof import Plan
 
 _ROOM = "planning"
-PROBES = f"{_ROOM}/.rustc_info.json"
+INFO = ".rustc_info.json"
+PROBES = f"{_ROOM}/{INFO}"
 """What Cargo asked the compiler about itself, below the store."""
 _FORMAT = 1
 _MOST = 200
 """Answers that are kept; each is a few kilobytes."""
+_ENDING = 0.5
+"""Seconds that Cargo is given to end once its first compile has failed."""
 _LONGEST = 120.0
 """Seconds after which Cargo is no longer waited for (it may be downloading)."""
 
@@ -63,11 +69,18 @@ def is_planned(arguments: Sequence[str]) -> bool:
 
 
 def ask(
-    workspace: Workspace, arguments: Sequence[str], cwd: Path, store: Path | None = None
+    workspace: Workspace,
+    arguments: Sequence[str],
+    cwd: Path,
+    store: Path | None = None,
+    *,
+    learned: Path | None = None,
 ) -> Asked | None:
     """What ``cargo <arguments>`` in ``cwd`` would ask for; None where that cannot be learned.
 
-    ``store`` keeps answers.  Nothing is raised: without an answer Cargo goes on as it would have.
+    ``store`` keeps answers.  ``learned`` is a target: where Cargo has to be asked, it asks the
+    compiler about itself, and the target is given the answers of now, as if it had done so there.
+    Nothing is raised: without an answer Cargo goes on as it would have.
     """
     words = list(arguments)
     if not is_planned(words) or not (workspace.root / "Cargo.lock").is_file():
@@ -78,7 +91,7 @@ def ask(
         if known is not None:
             return known
     try:
-        asked = _planned(words, cwd, store)
+        asked = _planned(words, cwd, store, learned)
     except OSError:
         return None
     if asked is not None and store is not None:
@@ -152,8 +165,9 @@ def _selection(workspace: Workspace, arguments: list[str], cwd: Path) -> str:
         if (name.startswith(("CARGO", "RUST")) and not name.startswith("CARGO_COW_"))
         or name == "PATH"
     )
-    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    text = json.dumps([_FORMAT, str(cwd), own, stats, variables])
+    # Where the target lies is told by who builds in one way and by who keeps in another; a unit's
+    # name does not depend on it.
+    text = json.dumps([_FORMAT, str(cwd), _without_target(arguments), stats, variables])
     return str(blake3(text.encode("utf-8", "surrogateescape")).hexdigest())
 
 
@@ -183,7 +197,9 @@ def _remember(store: Path, selection: str, asked: Asked) -> None:
         return
 
 
-def _planned(arguments: list[str], cwd: Path, store: Path | None) -> Asked | None:
+def _planned(
+    arguments: list[str], cwd: Path, store: Path | None, learned: Path | None
+) -> Asked | None:
     import shutil
     import tempfile
 
@@ -195,9 +211,11 @@ def _planned(arguments: list[str], cwd: Path, store: Path | None) -> Asked | Non
         target = scratch / "target"
         target.mkdir()
         notes = scratch / "compilers"
-        if probes is not None and probes.is_file():
-            # What Cargo asked the compiler before; it judges itself whether that still holds.
-            shutil.copyfile(probes, target / ".rustc_info.json")
+        made = target / INFO
+        if learned is None and probes is not None and probes.is_file():
+            # What Cargo asked the compiler before; it judges itself whether that still holds.  In
+            # a target without any it would ask, and go by what is said now.
+            shutil.copyfile(probes, made)
         environment = {
             **{
                 name: value
@@ -217,8 +235,11 @@ def _planned(arguments: list[str], cwd: Path, store: Path | None) -> Asked | Non
         }
         words = [cargo_program(), *_without_target(arguments)]
         names = _listen(words, environment, cwd)
-        if probes is not None and (target / ".rustc_info.json").is_file():
-            _keep_probes(target / ".rustc_info.json", probes)
+        if made.is_file():
+            if probes is not None:
+                _keep_probes(made, probes)
+            if learned is not None:
+                shutil.copyfile(made, learned / INFO)
         return _understood(names, target, notes)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -248,6 +269,7 @@ def _listen(words: list[str], environment: dict[str, str], cwd: Path) -> list[st
     import threading
 
     found: list[str] = []
+    ended: threading.Timer | None = None
     with subprocess.Popen(
         words,
         cwd=cwd,
@@ -264,16 +286,37 @@ def _listen(words: list[str], environment: dict[str, str], cwd: Path) -> list[st
             for raw in process.stderr:
                 line = os.fsdecode(raw).rstrip("\n")
                 logged = _LOGGED.search(line)
+                if ended:
+                    continue
                 if logged is not None:
                     found.append(logged[1])
                 elif line.startswith("error"):
-                    break  # the first compile, which comes when all is planned, or what is wrong
+                    # The first compile, which comes when all is planned, or what is wrong.  Cargo
+                    # writes down at its end what it learned of the compiler; it ends at once, but
+                    # where it goes on with all the rest (`--keep-going`).
+                    ended = threading.Timer(_ENDING, process.kill)
+                    ended.daemon = True
+                    ended.start()
                 elif line.lstrip().startswith(_SAID) and line.startswith("  "):
                     print(line, file=sys.stderr)
         finally:
             late.cancel()
-            process.kill()
+            if ended is None or not _ends(process):
+                process.kill()
+            if ended is not None:
+                ended.cancel()
     return found
+
+
+def _ends(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it ends by itself, now that it has closed its stderr."""
+    import subprocess
+
+    try:
+        process.wait(_ENDING)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _keep_probes(made: Path, kept: Path) -> None:
