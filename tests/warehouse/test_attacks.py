@@ -7,13 +7,17 @@ of them.
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from cargo_cow import native
 from tests.support.projects import cargo, git, repository, settle, write
 
 from .conftest import PACKAGE, Place, told
@@ -232,6 +236,46 @@ def test_a_toolchain_that_was_updated_in_place(place: Place, kind: str) -> None:
         _overwritten(victim, b"two")
     _again(place, project, **extra)
     assert place.counts()["hit"] == hits + 1
+
+
+def test_a_toolchain_is_remembered_for_all_stores_until_it_changes(tmp_path: Path) -> None:
+    """Stats name what was read: another store believes them, and no other content has the same."""
+    toolchain = tmp_path / "toolchain"
+    library = toolchain / "lib/rustlib/x86_64-unknown-linux-gnu/lib/libcore-1.rlib"
+    files = [toolchain / "bin/rustc", toolchain / "lib/librustc_driver-1.so", library]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"one")
+    memory = Path(os.environ["XDG_CACHE_HOME"]) / "cargo-cow/toolchains"
+    stores = (tmp_path / f"store-{number}" for number in itertools.count())
+
+    def identity() -> str:
+        words: list[str | Path] = [native.program(), "--identify", next(stores), "", files[0]]
+        said = subprocess.run(words, check=True, capture_output=True)
+        return str(json.loads(said.stdout)["identity"])
+
+    first = identity()  # written this moment: not remembered
+    time.sleep(0.05)
+    assert (identity(), identity()) == (first, first)
+    assert len(list(memory.iterdir())) == 1
+    assert (tmp_path / f"store-2/compilers/{first}.files").exists()
+    seen = {first}
+    for file in files:
+        then = file.stat()
+        _overwritten(file, b"two")
+        assert identity() not in seen
+        time.sleep(0.05)
+        seen.add(identity())
+        other = file.with_name("other")
+        other.write_bytes(b"six")
+        os.utime(other, ns=(then.st_atime_ns, then.st_mtime_ns))
+        other.replace(file)
+        seen.add(identity())
+    assert len(seen) == 7
+    # What somebody else could have written says nothing.
+    for word in memory.iterdir():
+        word.write_text(word.read_text().replace(identity(), first))
+    assert identity() not in {first}
 
 
 # --- the same names ---------------------------------------------------------------------------

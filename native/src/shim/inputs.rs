@@ -20,6 +20,9 @@ use super::variable;
 /// Nanoseconds since the epoch, of the clock that stamps files.
 pub type Nanoseconds = i128;
 
+/// Between two stamps of one clock, with room to spare.
+pub const GRANULE: Nanoseconds = 20_000_000;
+
 /// The start of a compile.  Where a build script may have written into `OUT_DIR` a moment ago, its
 /// files could not be told from later edits, because the clock that stamps files lags behind by a
 /// tick (4 ms at 250 Hz) and more: under load every tenth file was stamped later than the next

@@ -1,7 +1,8 @@
 //! Which compiler it is, by what it is: where it lies does not matter, nor what it calls itself.
 //!
-//! The digest is over rustc, its driver and LLVM libraries, and the libraries of its targets.  It
-//! is remembered in the store for as long as no file of it changes.
+//! The digest is over rustc, its driver and LLVM libraries, and the libraries of its targets: half a
+//! gigabyte, which takes a quarter of a second.  It is remembered in the store, and for all stores of
+//! the user (`toolchains`), for as long as no file of it changes.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::super::inputs::{self, Identity};
+use super::super::inputs::{self, GRANULE, Identity, Nanoseconds, changed, file_clock, modified};
 use super::super::variable;
 use super::claim::{self, Turn};
 use super::store::Store;
@@ -189,17 +190,13 @@ fn of_sysroot(
         }
         files.push(libraries.join(&triple).join("target.json"));
     }
-    let mut looks = blake3::Hasher::new();
-    for path in &files {
-        let Ok(stat) = fs::metadata(path) else {
-            continue;
-        };
-        looks.update(path.as_os_str().as_bytes());
-        looks.update(format!("{:?}", Identity::of(&stat)).as_bytes());
-    }
-    let looks = looks.finalize().to_hex();
+    let (looks, _) = looks_of(&files);
     if let Some(known) = store.remembered(ROOM, &looks) {
         return Ok(known);
+    }
+    if let Some(known) = toolchains::recall(&looks) {
+        known.tell(&looks, store);
+        return Ok(known.digest);
     }
     // A quarter of a second of work, which all first calls of a build want at once.
     let claim = match claim::take(store, &looks, &mut Duration::default()) {
@@ -216,12 +213,28 @@ fn of_sysroot(
     digest
 }
 
+/// Which files these are, in which version, and the newest change of any.
+fn looks_of(files: &[PathBuf]) -> (String, Nanoseconds) {
+    let mut looks = blake3::Hasher::new();
+    let mut newest = 0;
+    for path in files {
+        let Ok(stat) = fs::metadata(path) else {
+            continue;
+        };
+        newest = newest.max(changed(&stat)).max(modified(&stat));
+        looks.update(path.as_os_str().as_bytes());
+        looks.update(format!("{:?}", Identity::of(&stat)).as_bytes());
+    }
+    (looks.finalize().to_hex().to_string(), newest)
+}
+
 fn digest_of_all(
     files: &[PathBuf],
     sysroot: &Path,
     looks: &str,
     store: &Store,
 ) -> Result<String, String> {
+    let before = file_clock();
     let mut hasher = blake3::Hasher::new();
     let mut told = String::new();
     for path in files {
@@ -235,10 +248,94 @@ fn digest_of_all(
         told.push_str(&format!("{digest} {}\n", name.display()));
     }
     let digest = hasher.finalize().to_hex().to_string();
-    store.remember(ROOM, looks, &digest);
-    // For those who want to know what it is that differs.
-    store.remember(ROOM, &format!("{digest}.files"), &told);
-    Ok(digest)
+    let made = Toolchain { digest, told };
+    // What is being written is remembered by nobody: the next write may look like this one.
+    let (after, newest) = looks_of(files);
+    if after == looks && newest + GRANULE < before {
+        made.tell(looks, store);
+        toolchains::remember(looks, &made);
+    }
+    Ok(made.digest)
+}
+
+/// What is known of a toolchain that was read once.
+#[derive(Debug, PartialEq, Eq)]
+struct Toolchain {
+    digest: String,
+    /// A line for each file, for those who want to know what it is that differs.
+    told: String,
+}
+
+impl Toolchain {
+    fn tell(&self, looks: &str, store: &Store) {
+        store.remember(ROOM, looks, &self.digest);
+        store.remember(ROOM, &format!("{}.files", self.digest), &self.told);
+    }
+}
+
+/// The user's memory of toolchains: a store is often new where the toolchain is not.
+///
+/// `<cache>/cargo-cow/toolchains/<stats of all files>`: the digest, what it is made of, and a check
+/// of both, so that a file that was torn or damaged counts as none.
+mod toolchains {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use super::super::store::{cache, own, publish};
+    use super::Toolchain;
+
+    /// Toolchains that are remembered; of others the one that was read first is forgotten.
+    const MOST: usize = 64;
+
+    fn room() -> Option<PathBuf> {
+        Some(cache()?.join("toolchains"))
+    }
+
+    pub fn recall(looks: &str) -> Option<Toolchain> {
+        recall_in(&room()?, looks)
+    }
+
+    pub fn remember(looks: &str, made: &Toolchain) {
+        let _ = room().and_then(|room| remember_in(&room, looks, made));
+    }
+
+    pub fn recall_in(room: &Path, looks: &str) -> Option<Toolchain> {
+        let text = fs::read_to_string(room.join(looks)).ok()?;
+        // Who could write here could say that another compiler is this one.
+        own(room).ok()?;
+        let (check, body) = text.split_once('\n')?;
+        (check == check_of(looks, body)).then_some(())?;
+        let (digest, told) = body.split_once('\n')?;
+        Some(Toolchain {
+            digest: digest.to_owned(),
+            told: told.to_owned(),
+        })
+    }
+
+    pub fn remember_in(room: &Path, looks: &str, made: &Toolchain) -> Option<()> {
+        own(room).ok()?;
+        let body = format!("{}\n{}", made.digest, made.told);
+        let text = format!("{}\n{body}", check_of(looks, &body));
+        publish(room, looks, &text)?;
+        let mut all: Vec<_> = fs::read_dir(room)
+            .ok()?
+            .flatten()
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .collect();
+        all.sort();
+        for (_, path) in all.iter().rev().skip(MOST) {
+            let _ = fs::remove_file(path);
+        }
+        Some(())
+    }
+
+    /// Of the name as well: a memory that was moved is none.
+    fn check_of(looks: &str, body: &str) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(looks.as_bytes()).update(b"\n");
+        hasher.update(body.as_bytes());
+        hasher.finalize().to_hex().to_string()
+    }
 }
 
 /// The host's, by the toolchain's own list of components (else all that are there), and `target`.
@@ -268,4 +365,45 @@ fn digest_of(path: &Path) -> Result<(String, u64), String> {
     let mut file = fs::File::open(path).map_err(said)?;
     let (size, digest) = inputs::digest(&mut file).map_err(said)?;
     Ok((digest, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::toolchains::{recall_in, remember_in};
+    use super::*;
+
+    #[test]
+    fn a_memory_is_whole_and_its_own_or_none() {
+        let room = std::env::temp_dir().join(format!("cow-toolchains-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&room);
+        let made = Toolchain {
+            digest: "d".repeat(64),
+            told: "e bin/rustc\nf lib/driver\n".to_owned(),
+        };
+        assert_eq!(recall_in(&room, "one"), None);
+        assert!(!room.exists());
+        remember_in(&room, "one", &made).unwrap();
+        assert_eq!(recall_in(&room, "one").as_ref(), Some(&made));
+        fs::copy(room.join("one"), room.join("two")).unwrap();
+        assert_eq!(recall_in(&room, "two"), None);
+        let text = fs::read_to_string(room.join("one")).unwrap();
+        for damaged in [&text[..text.len() - 9], &text.replace("dd", "de"), ""] {
+            fs::write(room.join("one"), damaged).unwrap();
+            assert_eq!(recall_in(&room, "one"), None);
+        }
+        fs::write(room.join("one"), &text).unwrap();
+        assert_eq!(recall_in(&room, "one").as_ref(), Some(&made));
+        fs::set_permissions(&room, fs::Permissions::from_mode(0o770)).unwrap();
+        assert_eq!(recall_in(&room, "one"), None);
+        assert_eq!(remember_in(&room, "one", &made), None);
+        fs::set_permissions(&room, fs::Permissions::from_mode(0o700)).unwrap();
+        for number in 0..70 {
+            remember_in(&room, &format!("n{number}"), &made).unwrap();
+        }
+        assert!(recall_in(&room, "n69").is_some());
+        assert_eq!(fs::read_dir(&room).unwrap().count(), 64);
+        fs::remove_dir_all(&room).unwrap();
+    }
 }

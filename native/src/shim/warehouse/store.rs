@@ -90,12 +90,7 @@ impl Store {
     pub fn remember(&self, room: &str, name: &str, text: &str) -> Option<()> {
         let directory = self.root.join(room);
         make(&directory).ok()?;
-        let aside = directory.join(format!(".{}", unique()));
-        let mut file = create(&aside).ok()?;
-        file.write_all(text.as_bytes())
-            .and_then(|()| fs::rename(&aside, directory.join(name)))
-            .inspect_err(|_| drop(fs::remove_file(&aside)))
-            .ok()
+        publish(&directory, name, text)
     }
 
     /// One line of JSON to the store's diary, from which `cargo cow stats` counts.
@@ -122,6 +117,16 @@ impl Store {
     }
 }
 
+/// A small file, whole or not there.
+pub fn publish(directory: &Path, name: &str, text: &str) -> Option<()> {
+    let aside = directory.join(format!(".{}", unique()));
+    let mut file = create(&aside).ok()?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| fs::rename(&aside, directory.join(name)))
+        .inspect_err(|_| drop(fs::remove_file(&aside)))
+        .ok()
+}
+
 /// A name that nobody else has.
 pub fn unique() -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -143,6 +148,16 @@ pub fn make(path: &Path) -> std::io::Result<()> {
 
 /// The store at `root`, made where there is none; refused where others could write to it.
 fn open(root: &Path) -> Result<(), String> {
+    own(root)?;
+    let tag = root.join("CACHEDIR.TAG");
+    if let Ok(mut file) = create(&tag) {
+        let _ = file.write_all(TAG.as_bytes());
+    }
+    Ok(())
+}
+
+/// A directory of this user's alone, made where there is none.
+pub fn own(root: &Path) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("{}: {error}", root.display());
     if fs::symlink_metadata(root).is_err() {
         make(root).map_err(failed)?;
@@ -154,22 +169,23 @@ fn open(root: &Path) -> Result<(), String> {
     if stat.uid() != rustix::process::geteuid().as_raw() || stat.mode() & 0o077 != 0 {
         return Err(format!("{}: others could write to it", root.display()));
     }
-    let tag = root.join("CACHEDIR.TAG");
-    if let Ok(mut file) = create(&tag) {
-        let _ = file.write_all(TAG.as_bytes());
-    }
     Ok(())
+}
+
+/// What is remembered for a user, whatever store asks; not made by asking.
+pub fn cache() -> Option<PathBuf> {
+    let cache = variable("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache")))?;
+    Some(cache.join("cargo-cow"))
 }
 
 /// The user's cache, where it shares data with the target; else `.cargo-cow/warehouse` in the
 /// highest directory above the target that is the user's and shares data with it.
 fn search(profile: &Path) -> Option<PathBuf> {
-    let cache = variable("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache")));
-    if let Some(cache) = cache {
-        let root = cache.join("cargo-cow/warehouse");
+    if let Some(cache) = cache() {
+        let root = cache.join("warehouse");
         // Not made where it would be of no use.
         let existing = root.ancestors().find(|path| path.is_dir())?;
         if shares(profile, existing) && open(&root).is_ok() {

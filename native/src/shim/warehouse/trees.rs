@@ -9,13 +9,11 @@ use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::super::inputs::{self, Identity, Nanoseconds, changed, file_clock};
+use super::super::inputs::{self, GRANULE, Identity, Nanoseconds, changed, file_clock};
 use super::ledger::Ledgers;
 
 /// A tree of more files costs more than it saves.
 const LARGEST: usize = 20_000;
-/// Between two stamps of one clock, with room to spare.
-const GRANULE: Nanoseconds = 20_000_000;
 
 pub struct Tree {
     pub digest: String,
