@@ -198,6 +198,53 @@ def test_what_the_compiler_says_of_itself_is_what_it_says_now(place: Place) -> N
         clean(project)
 
 
+def test_what_an_output_is_counts_and_not_what_its_compile_noted(place: Place) -> None:
+    """The shim notes the digest of each output by its stat; one that was written to has another."""
+    project = locked(place.project("main", QUIET))
+    memory = project / "target/debug/.cargo-cow/units"
+
+    def kept() -> tuple[Path, str, str]:
+        """libutil's rlib, the digest that its unit has in the store, and its own."""
+        place.wait()
+        graft(place, project, "--keep")
+        (rlib,) = project.glob("target/debug/deps/libutil-*.rlib")
+        for entry in place.entries():
+            value = json.loads((entry / "entry.json").read_text().split("\n")[0])
+            for index, (name, _, digest, _) in enumerate(value["outputs"]):
+                if value.get("kind") == "unit" and name.endswith(f"/{rlib.name}"):
+                    return rlib, digest, blake3((entry / str(index)).read_bytes()).hexdigest()
+        raise AssertionError("it is not kept")
+
+    def again() -> Path:
+        shutil.rmtree(project / "target", ignore_errors=True)
+        shutil.rmtree(place.store, ignore_errors=True)
+        place.build(project)
+        return next(project.glob("target/debug/deps/libutil-*.rlib"))
+
+    again()
+    rlib, noted, found = kept()
+    assert noted == found == blake3(rlib.read_bytes()).hexdigest()
+    rlib = again()
+    before, data = rlib.stat(), bytearray(rlib.read_bytes())
+    data[-1] ^= 1
+    with rlib.open("r+b") as file:
+        file.write(data)
+    os.utime(rlib, ns=(before.st_atime_ns, before.st_mtime_ns))
+    _, noted, found = kept()
+    assert noted == found == blake3(data).hexdigest()
+    # It is the memory that is asked: one that lies is believed.
+    rlib = again()
+    true, false = blake3(rlib.read_bytes()).hexdigest(), "0" * 64
+    lines = []
+    for line in memory.read_text().splitlines():
+        body, _, check = line.rpartition("\t")
+        body = body.replace(true, false)
+        lines.append(f"{body}\t{blake3(body.encode()).hexdigest()[:12]}")
+        assert false in body or lines[-1] == f"{body}\t{check}"
+    memory.write_text("\n".join(lines) + "\n")
+    assert kept()[1:] == (false, true)
+
+
 def test_only_what_is_asked_for(place: Place) -> None:
     project = place.project("main", QUIET)
     build(place, project)

@@ -134,22 +134,25 @@ impl Ledgers {
     pub fn digest(&mut self, path: &Path) -> Option<String> {
         let mut file = File::open(path).ok()?;
         let identity = Identity::of(&file.metadata().ok()?);
-        let profile = path.parent().and_then(layout::profile_directory);
-        let name = format!("D\t{}", words_of(&identity));
-        if let Some(profile) = profile
-            && let Some(digest) = self.of(profile)?.lines.get(&name)
-        {
-            return Some(digest.clone());
+        if let Some(digest) = self.known(path, &identity) {
+            return Some(digest);
         }
         let (size, digest) = inputs::digest(&mut file).ok()?;
         let after = Identity::of(&file.metadata().ok()?);
         if after != identity || size != identity.size {
             return None;
         }
-        if let Some(profile) = profile.map(Path::to_owned) {
-            self.note(&profile, &identity, &digest);
+        if let Some(profile) = path.parent().and_then(layout::profile_directory) {
+            self.note(profile, &identity, &digest);
         }
         Some(digest)
+    }
+
+    /// The digest of the artefact at `path`, if it was read before in this very version.
+    pub fn known(&mut self, path: &Path, identity: &Identity) -> Option<String> {
+        let profile = path.parent().and_then(layout::profile_directory)?;
+        let name = format!("D\t{}", words_of(identity));
+        self.of(profile)?.lines.get(&name).cloned()
     }
 
     /// The caller knows the content of a file that nobody writes to.

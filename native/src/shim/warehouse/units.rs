@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use memchr::memmem;
 use serde_json::{Value, json};
 
-use super::super::inputs::{self, modified};
+use super::super::inputs::{self, Identity, modified};
 use super::super::layout;
 use super::entry::{self, Entry, Moved};
 use super::ledger::{Kind, Ledgers};
@@ -116,13 +116,22 @@ fn keep_one(
             let name = file[1].as_str().ok_or("malformed")?;
             let failed = |error: io::Error| format!("{}: {error}", path.display());
             let copy = directory.join(index.to_string());
-            let (size, mode) = take(store, path, &copy, &mut moved).map_err(failed)?;
-            let (read, digest) = File::open(&copy)
-                .and_then(|mut file| inputs::digest(&mut file))
-                .map_err(failed)?;
-            if read != size {
-                return Err(format!("{} was written to", path.display()));
-            }
+            let (taken, unchanged) = take(store, path, &copy, &mut moved).map_err(failed)?;
+            let (size, mode) = (taken.size(), taken.mode());
+            // Its compile noted what it made; to read all of it again would be most of the work.
+            let remembered = unchanged.then(|| ledgers.known(path, &Identity::of(&taken)));
+            let digest = match remembered.flatten() {
+                Some(digest) => digest,
+                None => {
+                    let (read, digest) = File::open(&copy)
+                        .and_then(|mut file| inputs::digest(&mut file))
+                        .map_err(failed)?;
+                    if read != size {
+                        return Err(format!("{} was written to", path.display()));
+                    }
+                    digest
+                }
+            };
             match file[2].as_u64() {
                 Some(SILENT) => {}
                 Some(TEXT) => {
@@ -236,8 +245,13 @@ fn note(ledgers: &mut Ledgers, target: &Path, noted: &Value) -> Option<()> {
     ledgers.note_unit(&target.join(profile), stem, kind, &externs)
 }
 
-/// A regular file into the store; its size, and its mode.
-fn take(store: &Store, path: &Path, copy: &Path, moved: &mut Moved) -> io::Result<(u64, u32)> {
+/// A regular file into the store; which one it was, and whether it stayed so meanwhile.
+fn take(
+    store: &Store,
+    path: &Path,
+    copy: &Path,
+    moved: &mut Moved,
+) -> io::Result<(fs::Metadata, bool)> {
     let from = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW)
@@ -252,7 +266,8 @@ fn take(store: &Store, path: &Path, copy: &Path, moved: &mut Moved) -> io::Resul
         moved.add(entry::transfer(&from, &to, size, store.mode)?, size);
     }
     to.set_permissions(fs::Permissions::from_mode(0o400))?;
-    Ok((size, stat.mode()))
+    let unchanged = Identity::of(&from.metadata()?) == Identity::of(&stat);
+    Ok((stat, unchanged))
 }
 
 fn without(mut text: Vec<u8>, paths: &[&str]) -> Vec<u8> {
