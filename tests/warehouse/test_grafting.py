@@ -620,3 +620,14 @@ def test_what_links_is_known_after_a_graft(place: Place) -> None:
     write(project, {"util/src/inner.rs": 'pub const MARK: &str = "u2";\n'})
     assert build(place, project).rustc == ["app", "util"]
     assert told(project) == "u2 none"
+
+
+def test_a_checkout_without_a_target_is_left_as_it_is(place: Place) -> None:
+    """The store is looked for before the target is there, and what was found is noted in targets
+    alone."""
+    project = locked(place.project("main", QUIET))
+    on = {"CARGO_COW_WAREHOUSE": "on", "XDG_CACHE_HOME": str(place.scratch / "elsewhere")}
+    for words in (("graft", "--dry-run"), ("graft",), ("build",)):
+        before = set(project.iterdir())
+        assert cow(project, place.scratch, *words, **on).status == 0
+        assert set(project.iterdir()) - before <= {project / "target"}

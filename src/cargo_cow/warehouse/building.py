@@ -64,8 +64,7 @@ def before(
     since = time.time_ns()
     if surroundings.is_on(cwd) is None:
         return None
-    beside = _existing(Path(place.build_dir))
-    store = surroundings.store_for(str(beside), cwd)
+    store = surroundings.store_for(place.build_dir, cwd)
     if store is None:
         return None
     asked = planning.ask(
@@ -86,7 +85,7 @@ def before(
     if complete and (judged is None or planning.is_fresh(asked, judged)):
         return Ready(asked, None, None, since, unit_times(place.build_dir))
     profiles = {key.rpartition("/")[0] for key, _ in asked.units}
-    around = surroundings.around(str(beside), cwd, asked.rustc, asked.toolchain, profiles)
+    around = surroundings.around(place.build_dir, cwd, asked.rustc, asked.toolchain, profiles)
     if around is None:
         return None
     wanted = grafting.plan(place, asked, around, judged)
@@ -103,12 +102,6 @@ def before(
             done = more._replace(keys=done.keys | more.keys, notes=done.notes + more.notes)
     _bring_probes(store[0], Path(place.build_dir))
     return Ready(asked, wanted, done, since, unit_times(place.build_dir))
-
-
-def _existing(path: Path) -> Path:
-    while not path.is_dir():
-        path = path.parent
-    return path
 
 
 def _without_probes(place: Place) -> Path | None:

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cargo_cow.cargo import configuration
 
@@ -45,40 +45,48 @@ def is_on(cwd: Path) -> str | None:
     return None if value in (None, "", "off", "0") else value
 
 
-def store_for(beside: str, cwd: Path) -> tuple[Path, bool] | None:
-    """The store that shares data with the directory ``beside``, and whether it may copy.
+def store_for(build_dir: str, cwd: Path) -> tuple[Path, bool] | None:
+    """The store that shares data with a target, there or not yet, and whether it may copy.
 
     None where the warehouse is off.  Raises FilesystemFailed where no place for it is found.
     """
     setting = is_on(cwd)
     if setting is None:
         return None
-    known = _known_store(beside, setting)
+    known = _known_store(build_dir, setting)
     if known is not None:
         return known
     from cargo_cow import native
 
-    answer = native.warehouse({"beside": beside}, _environment(cwd, setting, None))
+    answer = native.warehouse(_beside(build_dir), _environment(cwd, setting, None))
     return None if answer["root"] is None else (Path(answer["root"]), bool(answer["copies"]))
 
 
-def _known_store(beside: str, setting: str) -> tuple[Path, bool] | None:
+def _beside(build_dir: str) -> dict[str, Any]:
+    """What the native program is told of where a target is, or will be."""
+    beside = Path(build_dir)
+    while not beside.is_dir():
+        beside = beside.parent
+    return {"beside": str(beside), "target": str(beside) == build_dir}
+
+
+def _known_store(build_dir: str, setting: str) -> tuple[Path, bool] | None:
     """The store without asking: the one that is named, or the one that was found before, if it is
     there.  Whether it is this user's alone is judged before anything is taken or kept."""
     if setting.startswith("/"):
         root = Path(setting)
         return (root, True) if root.is_dir() else None
     with contextlib.suppress(OSError, ValueError):
-        root = Path(Path(f"{beside}/.cargo-cow/warehouse").read_text().strip())
+        root = Path(Path(f"{build_dir}/.cargo-cow/warehouse").read_text().strip())
         if root.is_absolute() and root.is_dir():
             return root, False
     return None
 
 
 def around(
-    beside: str, cwd: Path, rustc: str, toolchain: str | None, profiles: Iterable[str]
+    build_dir: str, cwd: Path, rustc: str, toolchain: str | None, profiles: Iterable[str]
 ) -> Surroundings | None:
-    """What is around the target in ``beside``, for ``profiles`` (``[<triple>/]<profile>``).
+    """What is around a target, there or not yet, for ``profiles`` (``[<triple>/]<profile>``).
 
     None where the warehouse is off.  Raises CowError.
     """
@@ -90,7 +98,12 @@ def around(
 
     triples = sorted({name.rpartition("/")[0] for name in profiles} - {""})
     answer = native.warehouse(
-        {"beside": beside, "rustc": rustc, "targets": triples, "linkers": _linkers(cwd)},
+        {
+            **_beside(build_dir),
+            "rustc": rustc,
+            "targets": triples,
+            "linkers": _linkers(cwd),
+        },
         _environment(cwd, setting, toolchain),
     )
     if answer["root"] is None:

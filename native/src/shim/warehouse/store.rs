@@ -28,8 +28,21 @@ pub struct Store {
 }
 
 impl Store {
-    /// `Ok(None)`: switched off.
+    /// The store that serves the target directory `profile`.  `Ok(None)`: switched off.
     pub fn of(profile: &Path) -> Result<Option<Self>, String> {
+        Self::chosen(|| Self::found(profile))
+    }
+
+    /// The store that would serve a target below `directory`, where nothing is written down.
+    pub fn near(directory: &Path) -> Result<Option<Self>, String> {
+        Self::chosen(|| {
+            let root = search(directory, directory).ok_or_else(|| none(directory))?;
+            let mode = Mode::Reflink;
+            Ok(Self { root, mode })
+        })
+    }
+
+    fn chosen(found: impl FnOnce() -> Result<Self, String>) -> Result<Option<Self>, String> {
         let Some(setting) = variable(SETTING) else {
             return Ok(None);
         };
@@ -43,13 +56,12 @@ impl Store {
         }
         match setting.to_str() {
             Some("off" | "0") => Ok(None),
-            Some("on" | "1") => Self::found(profile).map(Some),
+            Some("on" | "1") => found().map(Some),
             _ => Err(format!("{SETTING}={}: not understood", setting.display())),
         }
     }
 
     fn found(profile: &Path) -> Result<Self, String> {
-        let none = || format!("no place shares data with {}", profile.display());
         let note = profile.join(FOUND);
         if let Ok(text) = fs::read_to_string(&note) {
             let root = PathBuf::from(text.trim_end());
@@ -61,14 +73,14 @@ impl Store {
                 .and_then(|stat| stat.modified())
                 .is_ok_and(|then| then.elapsed().is_ok_and(|age| age < PATIENCE));
             if text == "-" && recent {
-                return Err(none());
+                return Err(none(profile));
             }
         }
-        let found = search(profile);
+        let found = search(profile, profile.parent().unwrap_or(profile));
         let text = found.as_ref().and_then(|root| root.to_str()).unwrap_or("-");
         let _ = note.parent().map(fs::create_dir_all);
         let _ = fs::write(&note, text);
-        let root = found.ok_or_else(none)?;
+        let root = found.ok_or_else(|| none(profile))?;
         let mode = Mode::Reflink;
         Ok(Self { root, mode })
     }
@@ -181,23 +193,27 @@ pub fn cache() -> Option<PathBuf> {
     Some(cache.join("cargo-cow"))
 }
 
-/// The user's cache, where it shares data with the target; else `.cargo-cow/warehouse` in the
-/// highest directory above the target that is the user's and shares data with it.
-fn search(profile: &Path) -> Option<PathBuf> {
+fn none(beside: &Path) -> String {
+    format!("no place shares data with {}", beside.display())
+}
+
+/// The user's cache, where it shares data with `beside`; else `.cargo-cow/warehouse` in the
+/// highest directory, from `lowest` upwards, that is the user's and shares data with it.
+fn search(beside: &Path, lowest: &Path) -> Option<PathBuf> {
     if let Some(cache) = cache() {
         let root = cache.join("warehouse");
         // Not made where it would be of no use.
         let existing = root.ancestors().find(|path| path.is_dir())?;
-        if shares(profile, existing) && open(&root).is_ok() {
+        if shares(beside, existing) && open(&root).is_ok() {
             return Some(root);
         }
     }
     let user = rustix::process::geteuid().as_raw();
     let mine = |path: &&Path| fs::metadata(path).is_ok_and(|stat| stat.uid() == user);
-    let above: Vec<&Path> = profile.ancestors().skip(1).take_while(mine).collect();
+    let above: Vec<&Path> = lowest.ancestors().take_while(mine).collect();
     above.iter().rev().find_map(|directory| {
         let root = directory.join(".cargo-cow/warehouse");
-        (shares(profile, directory) && open(&root).is_ok()).then_some(root)
+        (shares(beside, directory) && open(&root).is_ok()).then_some(root)
     })
 }
 

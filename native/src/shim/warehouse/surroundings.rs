@@ -115,12 +115,19 @@ impl Digest {
 /// `{"root", "copies", "compilers": {triple: digest}, "linking", "tools", "variables", "processor",
 /// "changed": ns}`; of the host the triple is empty.
 ///
-/// `linking` is null where it cannot be told what a linker goes by.  `root` is null where the warehouse is off.  `changed` is when any of the programs, directories and
-/// compilers was changed last.
+/// `linking` is null where it cannot be told what a linker goes by.  `root` is null where the
+/// warehouse is off.  `changed` is when any of the programs, directories and compilers was changed
+/// last.  With `"target": false` in the request `beside` is no target directory, and nothing is
+/// written down in it.
 pub fn tell(request: &Value) -> Result<Value, Failure> {
     let malformed = || Failure::usage("malformed request");
     let beside = Path::new(request["beside"].as_str().ok_or_else(malformed)?);
-    let Some(store) = Store::of(beside).map_err(Failure::usage)? else {
+    let store = if request["target"].as_bool() == Some(false) {
+        Store::near(beside)
+    } else {
+        Store::of(beside)
+    };
+    let Some(store) = store.map_err(Failure::usage)? else {
         return Ok(json!({"root": null}));
     };
     let place = json!({
