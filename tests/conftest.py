@@ -10,6 +10,7 @@ because there it was promised.
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import hashlib
 import importlib
@@ -535,6 +536,7 @@ def unprivileged(_room: _Room, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     for module in pkgutil.walk_packages(cargo_cow.__path__, "cargo_cow."):
         if not module.name.startswith(("cargo_cow.cli", "cargo_cow.bench", "cargo_cow.__main__")):
             importlib.import_module(module.name)
+    codecs.lookup("ascii")  # a module of its own, which Python loads when it is first asked for
     cargo_cow.filesystems.syscalls._libc()
     program = _room.path / native.NAME
     if not program.exists():

@@ -71,7 +71,13 @@ def project_file(workspace_root: Path) -> Path:
 def _file_in(directory: Path) -> Path:
     # Where both exist, Cargo reads the one without a suffix and warns.
     old = directory / "config"
-    return old if old.is_file() else directory / "config.toml"
+    return old if _is_file(old) else directory / "config.toml"
+
+
+def _is_file(path: Path) -> bool:
+    """Path.is_file, which raises where a directory on the way may not be looked into: what we may
+    not see, the Cargo that we call may not read either, and says so."""
+    return os.path.isfile(path)
 
 
 def files_for(cwd: Path) -> list[Path]:
@@ -80,10 +86,10 @@ def files_for(cwd: Path) -> list[Path]:
     directory = Path(os.path.realpath(cwd))
     for place in (directory, *directory.parents):
         file = _file_in(place / ".cargo")
-        if file.is_file():
+        if _is_file(file):
             result.append(file)
     user = user_file()
-    if user.is_file() and not any(user.samefile(file) for file in result):
+    if _is_file(user) and not any(user.samefile(file) for file in result):
         result.append(user)
     return result
 
