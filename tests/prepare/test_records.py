@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from tests.support.projects import cow, repository, settle
 
 from cargo_cow.cargo.target import Target, Unit
+from cargo_cow.cargo.workspace import load
 from cargo_cow.prepare import record
+from cargo_cow.prepare.capture import Capturer
+from cargo_cow.prepare.contents import Contents
+from cargo_cow.prepare.packages import Packages
+from cargo_cow.prepare.place import place_of
 
 
 @pytest.fixture
@@ -63,3 +69,37 @@ def test_every_change_is_seen(unit: Unit) -> None:
     assert record.load(unit) is None
     path.unlink()
     assert record.load(unit) is None
+
+
+class _Rung(NamedTuple):
+    key: str
+    below: tuple[_Rung, ...]
+
+
+class _Ladder:
+    """A graph in which twice as many ways lead to each storey as to the one above."""
+
+    def __init__(self, storeys: int) -> None:
+        self.looked: list[str] = []
+        self.top: tuple[_Rung, ...] = ()
+        for storey in range(storeys):
+            self.top = tuple(_Rung(f"{side}{storey}", self.top) for side in "ab")
+
+    def dependencies(self, rung: _Rung) -> tuple[_Rung, ...]:
+        self.looked.append(rung.key)
+        return rung.below
+
+
+def test_each_unit_is_judged_once_however_many_ways_lead_to_it(
+    unit: Unit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_of(load(Path(unit.directory.partition("/target/")[0])))
+    contents = Contents()
+    packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
+    capturer = Capturer(Target(place.build_dir), place, contents, packages)
+    ladder = _Ladder(40)
+    monkeypatch.setattr(capturer, "_target", ladder)
+    monkeypatch.setattr(capturer, "is_local", lambda _: False)
+    top: Any = ladder.top
+    assert not any(capturer._needs_stamp(rung) for rung in top)
+    assert len(ladder.looked) == 80

@@ -98,6 +98,7 @@ class Capturer:
         self._since = since
         self._macros: dict[str, frozenset[str]] = {}
         self._local: dict[str, bool] = {}
+        self._stamped: dict[str, bool] = {}
         self._roots: dict[str, str] = {}
         self._git_answers: dict[str, bool] = {}
         self._seen = identity.seen_by(place)
@@ -244,9 +245,13 @@ class Capturer:
 
     def _needs_stamp(self, unit: Unit) -> bool:
         """Whether a proof may move this unit's mtimes, so that its dependents must follow."""
-        if self.is_local(unit):
-            return True
-        return any(self._needs_stamp(other) for other in self._target.dependencies(unit) or ())
+        known = self._stamped.get(unit.key)
+        if known is None:
+            self._stamped[unit.key] = False  # as in `is_local`
+            known = self._stamped[unit.key] = self.is_local(unit) or any(
+                self._needs_stamp(other) for other in self._target.dependencies(unit) or ()
+            )
+        return known
 
     def _dependencies(self, unit: Unit, started: int) -> list[tuple[Unit, int]]:
         units = self._target.dependencies(unit)
