@@ -17,6 +17,7 @@ import importlib
 import os
 import pickle
 import pkgutil
+import platform
 import shutil
 import signal
 import subprocess
@@ -29,15 +30,13 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
 
+from tests.support.capabilities import PROMISED, missing
 from tests.support.watching import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
 # --- capabilities -----------------------------------------------------------------------------
-
-_PROMISED = os.environ.get("CI") == "true"
-
 
 # Started in the background of a shell, or by nohup, we inherit ignored signals, and so would every
 # program under test: what is sent to it would be lost.
@@ -49,30 +48,24 @@ for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         )
 
 
-def missing(reason: str) -> NoReturn:
-    """End the test for want of a capability: skipped, but failed where it was promised."""
-    if _PROMISED:
-        pytest.fail(f"promised under CI=true, but missing: {reason}")
-    pytest.skip(reason)
-
-
-ANOTHER_KIND = "another kind: "
-"""Begins the reason of a skip where nothing is missing: what is there works in another way, which
-other tests try."""
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Under CI=true no test is skipped for want of anything, however it says so."""
     report = yield
-    if _PROMISED and report.skipped and not hasattr(report, "wasxfail"):
-        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
-        if not reason.removeprefix("Skipped: ").startswith(ANOTHER_KIND):
-            report.outcome = "failed"
-            report.longrepr = f"promised under CI=true, but skipped: {reason}"
+    if PROMISED and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"promised under CI=true, but skipped: {reason}"
     return report
+
+
+@pytest.fixture
+def x86_64() -> None:
+    """The machine whose system calls some tests make by themselves."""
+    if platform.machine() != "x86_64":
+        missing("it makes system calls of x86-64")
 
 
 @pytest.fixture(name="missing", scope="session")

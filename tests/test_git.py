@@ -14,6 +14,7 @@ import pytest
 
 from cargo_cow import git
 from cargo_cow.errors import GitFailed
+from tests.support.capabilities import missing
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +145,7 @@ def case_sha256(base: Path) -> Path:
 
 def case_reftable(base: Path) -> Path:
     if ask(base, "init", "--quiet", "--ref-format=reftable", "trial") is None:
-        pytest.skip("another kind: this git knows no reftable")
+        missing("this git knows no reftable")
     return repository(base / "main", "--ref-format=reftable")
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.support.capabilities import missing
 
 from cargo_cow.cargo.lock import build_lock, hold_back, is_held_back
 from cargo_cow.errors import Locked
@@ -25,7 +26,7 @@ def target(tmp_path: Path) -> Path:
     (made / LOCK).touch()
     probe = hold_back(made)
     if probe is None:
-        pytest.skip("no leases on this filesystem")
+        missing("no leases on this filesystem")
     probe.release()
     return made
 

@@ -6,11 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.support.capabilities import missing
 from tests.support.projects import Build, cow, git, repository, settle, write
 
 from cargo_cow import native
 
-pytestmark = pytest.mark.skipif(shutil.which("cargo-clippy") is None, reason="there is no clippy")
+
+@pytest.fixture(autouse=True)
+def _clippy() -> None:
+    if shutil.which("cargo-clippy") is None:
+        missing("there is no clippy")
+
 
 _FILES = {
     "Cargo.toml": '[workspace]\nmembers = ["app"]\nresolver = "2"\n',

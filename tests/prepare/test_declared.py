@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from tests.support.projects import Build, cargo, cow, git, repository, settle, write
-from tests.support.unseen import CHANGES, DECLARED, FIRST, files, needs_the_machine
+from tests.support.unseen import CHANGES, DECLARED, FIRST, files
 
 from cargo_cow import native
 from cargo_cow.prepare import declared
 from cargo_cow.prepare.contents import Contents
 
-pytestmark = needs_the_machine
+pytestmark = pytest.mark.usefixtures("x86_64")
 
 
 def _project(root: Path, contents: dict[str, str]) -> Path:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-
-import pytest
-
 PACKAGE = '[package]\nname = "{}"\nversion = "0.1.0"\nedition = "2021"\n{}'
 
 MACRO = """
@@ -74,7 +70,3 @@ CHANGES: list[tuple[dict[str, str | None], dict[str, str], str]] = [
     ({}, {"REGION": "here"}, "s1 a1 none w1 here"),
 ]
 """What is written or (None) removed, what is set, and what the program says then."""
-
-needs_the_machine = pytest.mark.skipif(
-    platform.machine() != "x86_64", reason="its system calls are those of x86-64"
-)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.projects import settle, write
-from tests.support.unseen import CHANGES, FIRST, files, needs_the_machine
+from tests.support.unseen import CHANGES, FIRST, files
 
 from .conftest import Place, told
 from .test_grafting import build as build_with_graft
 from .test_grafting import clean, locked
 
-pytestmark = needs_the_machine
+pytestmark = pytest.mark.usefixtures("x86_64")
 
 
 @pytest.fixture(autouse=True)
