@@ -214,6 +214,48 @@ def test_what_was_not_read_may_differ(looks: Path, tmp_path: Path) -> None:
     assert _build(elsewhere, tmp_path).rustc == ["app"]
 
 
+# As dotenv and its like look for a file: here, and in each directory above.
+_CLIMBS = """#[proc_macro]
+pub fn climb(_: TokenStream) -> TokenStream {
+    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+    let mut above = std::path::Path::new(&root).ancestors();
+    let told = above.find_map(|at| std::fs::read_to_string(at.join(".cow-note")).ok());
+    format!("{:?}", told.unwrap_or("none".into())).parse().unwrap()
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("notes", "worktree", "first", "then"),
+    [
+        ([], "there/w", "none", "none"),
+        (["there"], "there/w", "none", "there"),
+        (["there"], "there/deep/w", "none", "there"),
+        (["here"], "there/w", "here", "none"),
+        (["here", "there"], "there/w", "here", "there"),
+        (["."], "there/w", ".", "."),
+        ([".", "there"], "there/w", ".", "there"),
+        (["here"], "here/w", "here", "here"),
+    ],
+)
+def test_what_is_looked_for_above_the_checkout(
+    btrfs: Path, tmp_path: Path, notes: list[str], worktree: str, first: str, then: str
+) -> None:
+    """A worktree has other directories above it."""
+    main = 'fn main() { println!("{}", looking::climb!()); }\n'
+    root = _project(btrfs / "here/main", main, _CLIMBS)
+    write(btrfs, {f"{place}/.cow-note": place for place in notes})
+    _build(root, tmp_path)
+    assert _told(root) == first
+    assert _hidden(root)["complete"] is True
+    there = btrfs / worktree
+    git(root, "worktree", "add", "-q", str(there))
+    built = _build(there, tmp_path)
+    assert _told(there) == then, built.output
+    if not notes or worktree == "here/w" or then == ".":
+        assert built.rustc == [], built.output
+
+
 def test_where_the_compiler_ran_apart_the_paths_are_real(looks: Path, tmp_path: Path) -> None:
     there = looks.parent / "there"
     git(looks, "worktree", "add", "-q", str(there))

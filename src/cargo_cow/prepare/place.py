@@ -122,3 +122,28 @@ def below(path: str, root: str) -> str | None:
         return ""
     prefix = root if root.endswith("/") else root + "/"
     return path[len(prefix) :] if path.startswith(prefix) else None
+
+
+def asked_above(path: str, was: str, here: str) -> tuple[str, ...] | None:
+    """What else may be asked for from ``here`` by who asked for ``path`` from ``was``.
+
+    ``was`` and ``here`` are two places of one checkout, and ``path`` lies outside of the first.
+    Who looks for a file in each directory above (as dotenv does) meets other directories here;
+    whether it was that, or a path that is the same from everywhere, nobody can tell.  Both are
+    right only where none of the answer is there.  None: ``path`` lies below a directory that is
+    not above ``here``.
+    """
+
+    def is_above(directory: str, place: str) -> bool:
+        return directory != place and below(place, directory) is not None
+
+    common = os.path.commonpath((path, was))
+    if not is_above(common, here):
+        return None
+    rest = path[len(common) :].lstrip("/")
+    found = []
+    above = os.path.dirname(here)
+    while above != "/" and not is_above(above, was):
+        found.append(os.path.join(above, rest) if rest else above)
+        above = os.path.dirname(above)
+    return tuple(found)

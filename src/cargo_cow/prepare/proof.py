@@ -34,8 +34,8 @@ from cargo_cow.prepare.declared import UNSET
 from cargo_cow.prepare.lints import is_clippys, other_configuration
 from cargo_cow.prepare.macros import INCBIN
 from cargo_cow.prepare.packages import Packages, first_difference
-from cargo_cow.prepare.place import Place, below, is_made_at, variables
-from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, PRIMARY, Record
+from cargo_cow.prepare.place import Place, asked_above, below, is_made_at, variables
+from cargo_cow.prepare.record import ABSOLUTE, CHECKOUT, PACKAGE, PRIMARY, Hidden, Record
 
 Status = Literal["proven", "kept", "unproven", "dirty", "unknown"]
 
@@ -486,6 +486,8 @@ class Proof:
                     return Reason("hidden-variable", entry.path)
                 continue
             path = self.here(made, entry.base, entry.path)
+            if entry.base == ABSOLUTE and (other := self.other_above(made, entry)):
+                return Reason("hidden-input", other)
             if entry.kind == "file":
                 same = self.contents.file(path) == entry.digest
             elif entry.kind == "names":
@@ -494,6 +496,30 @@ class Proof:
                 same = os.path.exists(path) == (entry.kind == "existing")
             if not same:
                 return Reason("hidden-input", path)
+        return None
+
+    def other_above(self, made: Record, entry: Hidden) -> str | None:
+        """Something that a macro may find above this place, and did not where it ran; or the other
+        way round."""
+        place = self.place
+        if not self.moved(made) or (
+            entry.kind == "existing" and below(made.checkout, entry.path) is not None
+        ):
+            return None
+        moves = [(made.checkout, place.checkout)]
+        if below(made.build_dir, made.checkout) is None:
+            moves.append((made.build_dir, place.build_dir))
+        for was, here in moves:
+            if was == here:
+                continue
+            others = asked_above(entry.path, was, here)
+            if others is None:
+                if entry.kind != "missing":
+                    return entry.path
+                continue
+            for other in others:
+                if os.path.lexists(other):
+                    return other
         return None
 
     def lint_reason(self, unit: Unit, made: Record) -> Reason | None:
