@@ -236,6 +236,9 @@ pub fn climb(_: TokenStream) -> TokenStream {
         (["."], "there/w", ".", "."),
         ([".", "there"], "there/w", ".", "there"),
         (["here"], "here/w", "here", "here"),
+        ([], "here/main/trees/w", "none", "none"),
+        (["here/main/trees"], "here/main/trees/w", "none", "here/main/trees"),
+        (["here/main"], "here/main/trees/w", "here/main", "here/main"),
     ],
 )
 def test_what_is_looked_for_above_the_checkout(
@@ -256,15 +259,18 @@ def test_what_is_looked_for_above_the_checkout(
         assert built.rustc == [], built.output
 
 
-def test_where_the_compiler_ran_apart_the_paths_are_real(looks: Path, tmp_path: Path) -> None:
-    there = looks.parent / "there"
+@pytest.mark.parametrize("worktree", ["there", "main/trees/there"])
+def test_where_the_compiler_ran_apart_the_paths_are_real(
+    looks: Path, tmp_path: Path, worktree: str
+) -> None:
+    there = looks.parent / worktree
     git(looks, "worktree", "add", "-q", str(there))
     write(there, {"app/data/a": "c"})
     log = tmp_path / "log"
     assert _build(there, tmp_path, CARGO_COW_LOG=str(log)).rustc == ["app"]
     assert "identity: ran in" in log.read_text()
     assert _hidden(there)["files"][0][0] == str(there / "app/data/a")
-    assert str(looks) + "/" not in json.dumps(_hidden(there))
+    assert f"{looks}/app" not in json.dumps(_hidden(there))
     settle()
     write(there, {"app/data/a": "d"})
     assert _build(there, tmp_path).rustc == ["app"]

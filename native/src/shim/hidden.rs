@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 use super::identity::macros;
 use super::identity::restore::Back;
 use super::inputs::Hasher;
+use super::layout;
 use super::observer::{Asked, Note, Outcome};
 
 /// Variables that tell where a program is to look or how it is to print, as rustc asks for them.
@@ -338,7 +338,7 @@ impl Place<'_> {
         {
             return Ok(true);
         }
-        let Some(built) = self.target() else {
+        let Some(built) = layout::target_directory(self.profile) else {
             return Ok(false);
         };
         let Ok(inside) = path.strip_prefix(built) else {
@@ -391,16 +391,6 @@ impl Place<'_> {
                 && root.join("bin/rustc").exists()
                 && !self.directory.starts_with(root)
         })
-    }
-
-    /// The target directory: Cargo marks it.
-    fn target(&self) -> Option<&Path> {
-        self.profile
-            .ancestors()
-            .skip(1)
-            .take(2)
-            .find(|path| fs::exists(path.join("CACHEDIR.TAG")).unwrap_or(false))
-            .or_else(|| self.profile.parent())
     }
 }
 

@@ -69,6 +69,16 @@ pub fn profile_directory(out_dir: &Path) -> Option<&Path> {
     placed(out_dir).map(|(profile, _)| profile)
 }
 
+/// The target directory that a profile's directory lies in: Cargo marks it.
+pub fn target_directory(profile: &Path) -> Option<&Path> {
+    profile
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .find(|path| path.join("CACHEDIR.TAG").exists())
+        .or_else(|| profile.parent())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

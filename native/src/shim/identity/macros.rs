@@ -22,6 +22,9 @@ use crate::elf;
 /// Of the memory: of what is asked, and how.
 const FORMAT: u32 = 2;
 
+/// Package names, one list for Python and for us.
+const PURE: &str = include_str!("../../../../src/cargo_cow/prepare/pure_macros.txt");
+
 /// In every procedural macro's shared object (rustc_session's `proc_macro_decls_symbol`).
 const MACRO: &[u8] = b"rustc_proc_macro_decls";
 
@@ -73,6 +76,34 @@ pub fn may_ask_unseen(path: &Path, memory: &Path) -> bool {
 /// `arguments` are those given; `memory` is a file to remember answers in.
 pub fn knowing<'a>(arguments: impl Iterator<Item = &'a OsStr>, memory: &Path) -> Option<PathBuf> {
     let mut known = Known::read(memory);
+    first(arguments, |object| known.may_know(object))
+}
+
+/// The first macro among those that the compile may load which is not known to go by its tokens
+/// alone.
+pub fn reading<'a>(arguments: impl Iterator<Item = &'a OsStr>) -> Option<PathBuf> {
+    first(arguments, |object| {
+        let stem = object.file_stem().and_then(OsStr::to_str);
+        let name = stem.and_then(|stem| stem.strip_prefix("lib"));
+        let name = name.map(|name| name.rsplit_once('-').map_or(name, |(name, _)| name));
+        name.is_none_or(|name| {
+            !PURE
+                .lines()
+                .any(|package| package.replace('-', "_") == name)
+        })
+    })
+}
+
+/// Whether the macros of a registry's package are known to go by their tokens alone.
+pub fn is_pure(package: &str) -> bool {
+    PURE.lines().any(|line| line == package)
+}
+
+/// The first shared object among those that the compile may load that is `wanted`.
+fn first<'a>(
+    arguments: impl Iterator<Item = &'a OsStr>,
+    mut wanted: impl FnMut(&Path) -> bool,
+) -> Option<PathBuf> {
     let mut previous: &OsStr = OsStr::new("");
     let mut directories = Vec::new();
     for word in arguments {
@@ -98,7 +129,7 @@ pub fn knowing<'a>(arguments: impl Iterator<Item = &'a OsStr>, memory: &Path) ->
                 .position(|byte| *byte == b'=')
                 .map_or(0, |at| at + 1);
             let path = PathBuf::from(OsStr::from_bytes(&bytes[at..]));
-            if known.may_know(&path) {
+            if wanted(&path) {
                 return Some(path);
             }
         }
@@ -107,10 +138,10 @@ pub fn knowing<'a>(arguments: impl Iterator<Item = &'a OsStr>, memory: &Path) ->
     directories.dedup();
     directories.iter().find_map(|directory| {
         let entries = fs::read_dir(directory).ok()?.flatten();
-        let mut objects = entries.filter(|entry| entry.file_name().as_bytes().ends_with(b".so"));
+        let objects = entries.filter(|entry| entry.file_name().as_bytes().ends_with(b".so"));
         objects
-            .find(|entry| known.may_know(&entry.path()))
             .map(|entry| entry.path())
+            .find(|object| wanted(object))
     })
 }
 

@@ -29,9 +29,9 @@ use rustix::fs::MemfdFlags;
 
 use super::args::{self, Call, Compile};
 use super::checkout::Checkout;
-use super::observer::Observer;
+use super::observer::{Asked, Note, Observer};
 use super::process::{self, Ended, Heard};
-use super::{log, variable};
+use super::{layout, log, variable};
 use crate::depinfo;
 use crate::namespace::{self, View};
 use places::{Place, Places};
@@ -72,10 +72,12 @@ pub struct Plan {
     _argument_file: Option<OwnedFd>,
 }
 
-/// A macro may put the identity into what is compiled.
+/// A macro may put the identity into what is compiled, or ask for what the identity hides.
 struct Doubt {
     /// Which macro.
     object: PathBuf,
+    /// Whether it may have met what the identity hides.
+    hidden: bool,
     /// Made where one did; as long as the macro is the same, the unit is then compiled at the real
     /// path.
     mark: PathBuf,
@@ -129,10 +131,13 @@ impl Plan {
         check_words(given.clone(), &back)?;
         let rewritten = arguments::rewrite(given.clone(), &places)?;
         let memory = directory.join(incremental).join(".cow-macros");
-        let knowing = macros::knowing(given, &memory);
-        let doubt = knowing.map(|object| Doubt::new(object, compile, directory));
+        let framed = places.all().iter().any(Place::is_nested);
+        let knowing = macros::knowing(given.clone(), &memory);
+        let object = knowing.or_else(|| framed.then(|| macros::reading(given)).flatten());
+        let doubt = object.map(|object| Doubt::new(object, framed, compile, directory));
         if let Some(doubt) = doubt.as_ref().filter(|doubt| doubt.is_settled()) {
-            return Err(format!("{} tells where it ran", doubt.object.display()));
+            let object = doubt.object.display();
+            return Err(format!("{object} tells, or asks, where it ran"));
         }
         let package = variable("CARGO_MANIFEST_DIR").map(PathBuf::from);
         for within in [Some(checkout.root.as_path()), package.as_deref()] {
@@ -178,7 +183,7 @@ impl Plan {
             },
             back,
             dep_info: compile.dep_info.as_ref().map(|path| directory.join(path)),
-            framed: places.all().iter().any(Place::is_nested),
+            framed,
             doubt: doubt.map(|doubt| doubt.at(places)),
             _argument_file: argument_file,
         })
@@ -242,7 +247,8 @@ impl Plan {
             // Cargo would take the paths in it for real ones.
             (Ended::Exited(0), Err(error), _) => Some(format!("dep-info: {error}")),
             (Ended::Exited(0), _, Some(doubt)) => {
-                doubt.is_right(&said.held, self.dep_info.as_deref())
+                let asked = observer.and_then(Observer::notes);
+                doubt.is_right(&said.held, self.dep_info.as_deref(), asked)
             }
             // Something was to be made beside the sources; at the real path it can.
             (Ended::Exited(_), ..) if self.framed && said.read_only => {
@@ -260,7 +266,7 @@ impl Plan {
 }
 
 impl Doubt {
-    fn new(object: PathBuf, compile: &Compile, directory: &Path) -> Self {
+    fn new(object: PathBuf, hidden: bool, compile: &Compile, directory: &Path) -> Self {
         let mut stem = compile.crate_name.clone();
         stem.push(&compile.extra_filename);
         let mut mark = OsString::from(".cow-apart-");
@@ -268,6 +274,7 @@ impl Doubt {
         let incremental = compile.incremental.as_deref().unwrap_or(Path::new(""));
         Self {
             object,
+            hidden,
             mark: directory.join(incremental).join(mark),
             places: Places::none(),
             directory: directory.to_owned(),
@@ -285,8 +292,51 @@ impl Doubt {
         time(&self.mark).is_some_and(|mark| time(&self.object).is_none_or(|made| made <= mark))
     }
 
-    /// `None`: nothing that was made holds the identity.  `said`: what the compiler said, mapped.
-    fn is_right(&self, said: &[u8], dep_info: Option<&Path>) -> Option<String> {
+    /// `None`: nothing that was made holds the identity, or comes of what it hides.  `said`: what the
+    /// compiler said, mapped; `asked`: what was seen of its questions.
+    fn is_right(
+        &self,
+        said: &[u8],
+        dep_info: Option<&Path>,
+        asked: Option<Vec<Note>>,
+    ) -> Option<String> {
+        let reason = self
+            .other_answer(asked)
+            .or_else(|| self.told(said, dep_info))?;
+        if let Err(error) = fs::write(&self.mark, "") {
+            log(&format!("{}: {error}", self.mark.display()));
+        }
+        Some(reason)
+    }
+
+    /// What was asked for by its whole path, and is something else outside: somebody went from the
+    /// checkout upwards, where it lies inside of its identity.
+    fn other_answer(&self, asked: Option<Vec<Note>>) -> Option<String> {
+        if !self.hidden {
+            return None;
+        }
+        let Some(asked) = asked else {
+            return Some("nobody saw what its macros asked for".to_owned());
+        };
+        // What rustc itself asks for by whole paths, outputs and dependencies.
+        let own = layout::profile_directory(&self.out_dir)
+            .and_then(layout::target_directory)
+            .and_then(|target| self.places.seen(target));
+        let other = asked.iter().find(|note| {
+            let path = Path::new(&note.name);
+            matches!(
+                note.what,
+                Asked::Read | Asked::Write | Asked::List | Asked::Exists
+            ) && self.places.hides(path)
+                && !own.as_ref().is_some_and(|own| path.starts_with(own))
+        })?;
+        Some(format!(
+            "{} is something else outside",
+            other.name.display()
+        ))
+    }
+
+    fn told(&self, said: &[u8], dep_info: Option<&Path>) -> Option<String> {
         let seen = |path: &str| {
             let path = self.directory.join(path);
             self.places.seen(&path).unwrap_or(path)
@@ -300,9 +350,6 @@ impl Doubt {
             .outputs(said)
             .into_iter()
             .find(|output| macros::holds(output, self.places.all(), &files))?;
-        if let Err(error) = fs::write(&self.mark, "") {
-            log(&format!("{}: {error}", self.mark.display()));
-        }
         let (wrong, object) = (wrong.display(), self.object.display());
         Some(format!("{wrong} tells where {object} ran"))
     }

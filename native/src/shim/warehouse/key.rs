@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::hidden::is_own_variable;
+use super::super::identity::macros::is_pure;
 use super::super::inputs::{Nanoseconds, changed, modified};
 use super::super::manifest::{self, Input};
 use super::super::{observe, variable};
@@ -23,9 +24,6 @@ use super::{compiler, linking};
 
 /// Version of keys and entries: others are not looked at.
 const FORMAT: u32 = 3;
-
-/// Package names, one list for Python and for us.
-const PURE: &str = include_str!("../../../../src/cargo_cow/prepare/pure_macros.txt");
 
 /// Variables that no macro goes by: of shells, terminals, sessions, and of Cargo's own plumbing.
 const IDLE: &[&str] = &[
@@ -129,7 +127,7 @@ impl Context {
             return Kind::Library;
         }
         let name = variable("CARGO_PKG_NAME");
-        let listed = name.is_some_and(|name| PURE.lines().any(|line| name == *line));
+        let listed = name.is_some_and(|name| name.to_str().is_some_and(is_pure));
         if listed && self.is_dependency {
             Kind::PureMacro
         } else {
