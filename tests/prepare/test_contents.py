@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,36 @@ def test_trees_count_names_and_contents_below(tmp_path: Path) -> None:
     seen.add(Contents().tree(str(tmp_path / "d")))
     assert len(seen) == 4
     assert Contents().tree(str(tmp_path / "missing")) == MISSING
+
+
+def test_what_was_found_in_contents_is_not_searched_again(tmp_path: Path) -> None:
+    memo = tmp_path / "memo.json"
+    asked = []
+
+    def search(answer: object) -> object:
+        asked.append(answer)
+        return answer
+
+    for _ in range(2):
+        contents = Contents(str(memo))
+        assert contents.answer(["baked", 1, ["d1"], "/root"], lambda: search(False)) is False
+        assert contents.answer(["baked", 1, ["d2"], "/root"], lambda: search(True)) is True
+        assert contents.answer(["asks", 1, "d1"], lambda: search(["head"])) == ["head"]
+        contents.save()
+    assert asked == [False, True, ["head"]]
+    # Another version, another place.
+    assert contents.answer(["baked", 2, ["d1"], "/root"], lambda: search(True)) is True
+    assert contents.answer(["baked", 1, ["d1"], "/other"], lambda: search(True)) is True
+
+
+def test_answers_do_not_grow_for_ever(tmp_path: Path) -> None:
+    memo = tmp_path / "memo.json"
+    contents = Contents(str(memo))
+    for number in range(1200):
+        contents.answer(number, partial(int, number))
+        contents.answer("often", lambda: "asked")
+    contents.save()
+    again = Contents(str(memo))
+    assert again.answer("often", lambda: "forgotten") == "asked"
+    assert again.answer(1199, lambda: -1) == 1199
+    assert again.answer(0, lambda: -1) == -1

@@ -81,6 +81,7 @@ fn stay(
                 observer: None,
                 back: None,
                 known: Some(hidden).filter(|hidden| !hidden.is_null()),
+                given: door.given(),
             };
             note(observation, &mut hasher, started, Some(&seen));
             return ExitCode::SUCCESS;
@@ -97,6 +98,7 @@ fn stay(
         .flatten(),
         back: None,
         known: None,
+        given: serde_json::Value::Null,
     };
     let at_identity = identity.and_then(|plan| {
         let back = plan.back();
@@ -175,6 +177,8 @@ struct Seen {
     back: Option<identity::restore::Back>,
     /// What the compile of an entry of the warehouse read, found the same here.
     known: Option<serde_json::Value>,
+    /// The outputs, where they are those of an entry of the warehouse (`Door::given`); else null.
+    given: serde_json::Value,
 }
 
 fn since(observation: Option<&observe::Plan>, started: inputs::Nanoseconds) -> inputs::Nanoseconds {

@@ -207,6 +207,7 @@ impl Plan {
             "env": dep_info.environment,
             "hidden": hidden,
             "declared": self.sight.declared(),
+            "outputs": seen.map(|seen| &seen.given),
         });
         // Written aside and renamed, so that a reader sees all or nothing.  Not synced: after a
         // crash a torn file does not parse, and a missing one only means "unknown".
@@ -214,7 +215,8 @@ impl Plan {
             .unit
             .join(format!(".cow-observed.{}", std::process::id()));
         let result = File::create_new(&aside)
-            .and_then(|mut file| writeln!(file, "{observation}"))
+            // One write: a value is formatted by pieces of a few bytes.
+            .and_then(|mut file| file.write_all(format!("{observation}\n").as_bytes()))
             .and_then(|()| fs::rename(&aside, self.unit.join("cow-observed.json")));
         result.map_err(|error| {
             let _ = fs::remove_file(&aside);

@@ -16,7 +16,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,7 +100,8 @@ class Capturer:
         self._local: dict[str, bool] = {}
         self._stamped: dict[str, bool] = {}
         self._roots: dict[str, str] = {}
-        self._git_answers: dict[str, bool] = {}
+        self._observations: dict[str, Observation | None] = {}
+        self._out_dirs: dict[str, bool | None] = {}
         self._seen = identity.seen_by(place)
 
     @functools.cached_property
@@ -298,13 +299,52 @@ class Capturer:
         )
 
     def _out_dir_baked(self, unit: Unit) -> bool | None:
-        makefile = unit.makefile()
-        if makefile is None:
+        if unit.key not in self._out_dirs:
+            makefile = unit.makefile()
+            value = None if makefile is None else dict(makefile.env).get("OUT_DIR")
+            self._out_dirs[unit.key] = (
+                None if makefile is None or not value else self._bakes(unit, value, makefile.files)
+            )
+        return self._out_dirs[unit.key]
+
+    def _observation(self, unit: Unit) -> Observation | None:
+        if unit.key not in self._observations:
+            self._observations[unit.key] = record.load_observation(unit)
+        return self._observations[unit.key]
+
+    def _bakes(
+        self, unit: Unit, value: str, included: Iterable[str], *, working_directory: bool = False
+    ) -> bool:
+        """`outputs.bakes_path`, searched once for what the warehouse gives again and again."""
+        files = unit.compared_outputs()
+        names = sorted({file for file in included if file.startswith(f"{value}/")})
+
+        def search() -> bool:
+            return outputs.bakes_path(files, value, names, working_directory=working_directory)
+
+        digests = self._given(unit, files)
+        if digests is None:
+            return search()
+        question = ["bakes", outputs.SEARCH, digests, value, names, working_directory]
+        return self._contents.answer(question, search)
+
+    def _given(self, unit: Unit, files: Sequence[str]) -> list[str] | None:
+        """Digests of a unit's files, if all of them are as the warehouse gave them."""
+        seen = self._observation(unit)
+        if seen is None or not seen.outputs:
             return None
-        value = dict(makefile.env).get("OUT_DIR")
-        if not value:
-            return None
-        return outputs.bakes_path(unit.compared_outputs(), value, makefile.files)
+        found = []
+        for path in files:
+            digest, *given = seen.outputs.get(os.path.basename(path), ("",))
+            try:
+                status = os.stat(path)
+            except OSError:
+                return None
+            # Not the ctime: Cargo gives programs a second name.
+            if given != [status.st_ino, status.st_size, status.st_mtime_ns]:
+                return None
+            found.append(digest)
+        return found
 
     def _relative_root(self, root: str) -> str:
         relative = below(root, self._place.workspace)
@@ -327,7 +367,7 @@ class Capturer:
         if info is None or reference is None:
             raise _Refused("its dep-info is missing")
         root = self.package_root(unit)
-        seen = record.load_observation(unit)
+        seen = self._observation(unit)
         observed = {} if seen is None else _digests(seen)
         inputs = []
         unobserved_sources = []
@@ -463,12 +503,16 @@ class Capturer:
             return False
 
     def _bakes_root(self, unit: Unit) -> bool:
+        """Whether the outputs hold a path of the checkout that is no source file's name.
+
+        For units that expand macros we know nothing about: such a macro may put a path into the
+        code without any trace in the dep-info.
+        """
         makefile = unit.makefile()
         if makefile is None:
             return True
         place = self._place
         named = {os.path.normpath(os.path.join(place.workspace, path)) for path in makefile.files}
-        files = unit.compared_outputs()
         roots = {place.checkout, place.workspace}
         if below(place.build_dir, place.checkout) is None:
             roots.add(place.build_dir)
@@ -476,7 +520,7 @@ class Capturer:
         here, seen = identity.own(place), self._seen
         named |= {identity.alias(path, here, seen) for path in named}
         roots |= {identity.alias(root, here, seen) for root in roots}
-        return any(outputs.bakes_root(files, root, named) for root in roots)
+        return any(self._bakes(unit, root, named, working_directory=True) for root in sorted(roots))
 
     def _unchanged(self, path: str, reference: int) -> tuple[str, bool]:
         """Digest of an input that Cargo would call unchanged since ``reference`` (ns).
@@ -537,8 +581,7 @@ class Capturer:
             ),
             None,
         )
-        asks = outputs.asks_git(program) if program is not None else ()
-        made = made._replace(asks_git=asks)
+        made = made._replace(asks_git=() if program is None else self._asks_git(program))
         if self._place.head_changed <= started:
             made = made._replace(head=self._place.head, branch=self._place.branch)
         if script.rerun_if_changed or script.rerun_if_env_changed:
@@ -560,6 +603,17 @@ class Capturer:
                 made = self._with_hidden(made, root, {UNSTATED}, reference)
             return made
         return made._replace(timed=self._timed(unit, root, started))
+
+    def _asks_git(self, program: str) -> tuple[str, ...]:
+        """`outputs.asks_git`, searched once for a program whose script runs again and again."""
+
+        def search() -> list[str]:
+            return list(outputs.asks_git(program))
+
+        digest = self._contents.file(program)
+        if digest in (MISSING, UNREADABLE):
+            return tuple(search())
+        return tuple(self._contents.answer(["asks git", outputs.SEARCH, digest], search))
 
     def _timed(self, unit: Unit, root: str, started: int) -> tuple[Timed, ...]:
         """All files of a package whose script declares nothing, with the mtimes Cargo hashed."""

@@ -12,20 +12,23 @@ import json
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from blake3 import blake3
 
 from cargo_cow.filesystems import GRANULE_NS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+_Answer = TypeVar("_Answer")
 _FORMAT = 1
 MEMO = ".cargo-cow/contents.json"
 """Where a target keeps its memo."""
 _MAPPED = 1 << 20
 """Files above this many bytes are hashed through a mapping, not read into memory."""
+_ANSWERS = 1000
+"""Answers that are kept: a unit has about three."""
 MISSING = "missing"
 """Digest of a path that does not exist."""
 UNREADABLE = "unreadable"
@@ -39,6 +42,7 @@ class Contents:
         self._memo_file = memo_file
         self._memo: dict[str, list[int | str]] = {}
         self._fresh: dict[str, str] = {}
+        self._answers: dict[str, Any] = {}
         self._changed = False
         self.hashed_files = 0
         self.hashed_bytes = 0
@@ -48,6 +52,7 @@ class Contents:
                     value = json.loads(file.read())
                 if value["format"] == _FORMAT:
                     self._memo = value["files"]
+                    self._answers = dict(value.get("answers", {}))
             except (OSError, ValueError, KeyError, TypeError):
                 # A memo is a shortcut only: without it every file is read again.
                 self._memo = {}
@@ -119,6 +124,22 @@ class Contents:
             return UNREADABLE
         return digest_of(b"".join(name + b"\0" for name in names))
 
+    def answer(self, question: object, search: Callable[[], _Answer]) -> _Answer:
+        """What ``search`` finds in contents, which it is asked for once.
+
+        ``question`` (for JSON) says what is looked for, by which version of the search, and in
+        which contents, by their digests; the answer has to be JSON's own.
+        """
+        name = digest_of(json.dumps(question).encode("utf-8", "surrogateescape"))
+        if name in self._answers:
+            # What was asked last goes last.
+            found: _Answer = self._answers.pop(name)
+        else:
+            found = search()
+            self._changed = True
+        self._answers[name] = found
+        return found
+
     def tree(self, path: str) -> str:
         """Digest of a directory: names, kinds and contents of all below it, recursively.
 
@@ -155,6 +176,7 @@ class Contents:
     def adopt(self, other: Contents) -> None:
         """Take over what another instance has hashed."""
         self._memo.update(other._memo)
+        self._answers.update(other._answers)
         self._fresh.update(other._fresh)
         self._changed = self._changed or other._changed
 
@@ -169,7 +191,8 @@ class Contents:
         try:
             os.makedirs(os.path.dirname(self._memo_file), exist_ok=True)
             with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-                value = {"format": _FORMAT, "files": files}
+                answers = dict(list(self._answers.items())[-_ANSWERS:])
+                value = {"format": _FORMAT, "files": files, "answers": answers}
                 # Not `dump`, which is written in Python.
                 file.write(json.dumps(value, separators=(",", ":")))
             os.replace(temporary, self._memo_file)

@@ -11,6 +11,9 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+SEARCH = 1
+"""Version of `bakes_path` and `asks_git`: another one may find something else in the same files."""
+
 _AR_MAGIC = b"!<arch>\n"
 _ELF_MAGIC = b"\x7fELF"
 _BITCODE_MAGIC = (b"BC\xc0\xde", b"\xde\xc0\x17\x0b")
@@ -144,6 +147,7 @@ def bakes_path(
 
     ``included`` are the files that the unit's dep-info lists; those below ``value`` are named in
     the source map, and in the locations of panics in generated code.  Anything else is baked.
+    ``working_directory``: the source map also names ``value`` itself.
     What cannot be read, or not decided (bitcode), counts as baked.
     """
     names = tuple(
@@ -162,16 +166,6 @@ def bakes_path(
     except (OSError, ValueError):
         return True
     return False
-
-
-def bakes_root(outputs: Sequence[str], root: str, named: Iterable[str]) -> bool:
-    """Whether ``outputs`` hold a path below ``root`` that is no source file's name.
-
-    For units that expand macros we know nothing about: such a macro may put a path into the code
-    without any trace in the dep-info.  ``named`` are the absolute paths of the unit's files.  The
-    source map also names the working directory, ``root`` itself.
-    """
-    return bakes_path(outputs, root, named, working_directory=True)
 
 
 def contains_path(path: str, roots: Sequence[bytes], excused: Sequence[bytes] = ()) -> bytes | None:

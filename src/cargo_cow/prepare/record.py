@@ -129,7 +129,8 @@ class Observation(NamedTuple):
 
     ``hidden`` is what was read beside that, with absolute paths and ABSOLUTE as base; None where it
     is not known in full, and ``seen`` what is known then.  ``declared`` are digests of variables
-    that the manifest declares (None: not set).
+    that the manifest declares (None: not set).  ``outputs`` are the unit's files where the
+    warehouse gave them, by name: (digest, inode, size, mtime).
     """
 
     invoked: int
@@ -138,6 +139,7 @@ class Observation(NamedTuple):
     hidden: tuple[Hidden, ...] | None = None
     declared: tuple[tuple[str, str | None], ...] = ()
     seen: tuple[Hidden, ...] = ()
+    outputs: dict[str, tuple[str, int, int, int]] = {}  # noqa: RUF012  # never written to
 
 
 _Stamp = tuple[int, int, int, int, int]
@@ -260,6 +262,10 @@ def load_observation(unit: Unit) -> Observation | None:
         reads = () if hidden is None else _hidden(hidden)
         complete = hidden is not None and hidden["complete"] is True
         declared = tuple((str(name), digest) for name, digest in value.get("declared") or ())
+        outputs = {
+            str(name): (str(digest), int(inode), int(size), int(time))
+            for name, digest, inode, size, time in value.get("outputs") or ()
+        }
         return Observation(
             int(value["invoked"]),
             str(value["cwd"]),
@@ -267,6 +273,7 @@ def load_observation(unit: Unit) -> Observation | None:
             reads if complete else None,
             declared,
             () if complete else reads,
+            outputs,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

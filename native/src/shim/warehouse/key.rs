@@ -421,7 +421,7 @@ fn libraries(
             parts.newest = parts.newest.max(changed(&stat));
             if inside.is_some() {
                 let digest = ledgers
-                    .digest(&file)
+                    .digest_below(&context.profile, &file)
                     .ok_or_else(|| format!("{} cannot be read", file.display()))?;
                 parts.add("library", format!("{name} {digest}"));
             } else {

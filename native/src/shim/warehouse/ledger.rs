@@ -148,6 +148,29 @@ impl Ledgers {
         Some(digest)
     }
 
+    /// BLAKE3 of a file that a script made, somewhere below `profile`, from memory where it is the
+    /// one that was read.
+    ///
+    /// Unlike an artefact it is written by whoever likes: what is so young that it may be written
+    /// again in the same tick is not remembered.
+    pub fn digest_below(&mut self, profile: &Path, path: &Path) -> Option<String> {
+        let mut file = File::open(path).ok()?;
+        let identity = Identity::of(&file.metadata().ok()?);
+        let name = format!("D\t{}", words_of(&identity));
+        if let Some(digest) = self.of(profile)?.lines.get(&name) {
+            return Some(digest.clone());
+        }
+        let before = inputs::file_clock();
+        let (size, digest) = inputs::digest(&mut file).ok()?;
+        if Identity::of(&file.metadata().ok()?) != identity || size != identity.size {
+            return None;
+        }
+        if identity.modified.max(identity.changed) + inputs::GRANULE < before {
+            self.note(profile, &identity, &digest);
+        }
+        Some(digest)
+    }
+
     /// The digest of the artefact at `path`, if it was read before in this very version.
     pub fn known(&mut self, path: &Path, identity: &Identity) -> Option<String> {
         let profile = path.parent().and_then(layout::profile_directory)?;
@@ -304,6 +327,44 @@ mod tests {
         let mut ledgers = Ledgers::default();
         let closure = ledgers.closure(&externs(&profile, &["liba-1.rlib"]));
         assert!(closure.unknown.is_some());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn what_a_script_made_is_read_once() {
+        let root = scratch("generated");
+        let profile = root.join("t/debug");
+        let file = profile.join("build/z-1/out/deps/libz.a");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        let of = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
+        let lines = || fs::read_to_string(profile.join(".cargo-cow/units")).unwrap_or_default();
+        let wait = || std::thread::sleep(std::time::Duration::from_millis(60));
+        fs::write(&file, "one").unwrap();
+        // As young as this it may be written again under the same times.
+        assert_eq!(
+            Ledgers::default().digest_below(&profile, &file),
+            Some(of("one"))
+        );
+        assert_eq!(lines(), "");
+        wait();
+        for _ in 0..2 {
+            let found = Ledgers::default().digest_below(&profile, &file);
+            assert_eq!(found, Some(of("one")));
+            assert_eq!(lines().lines().count(), 1);
+        }
+        // The same length and time, in place.
+        let then = fs::metadata(&file).unwrap().modified().unwrap();
+        fs::write(&file, "two").unwrap();
+        let times = fs::FileTimes::new().set_modified(then);
+        OpenOptions::new()
+            .write(true)
+            .open(&file)
+            .and_then(|file| file.set_times(times))
+            .unwrap();
+        let found = Ledgers::default().digest_below(&profile, &file);
+        assert_eq!(found, Some(of("two")));
+        // Nothing of ours lies among what the script made.
+        assert!(!profile.join("build/z-1/out/.cargo-cow").exists());
         fs::remove_dir_all(root).unwrap();
     }
 

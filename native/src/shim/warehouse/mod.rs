@@ -72,6 +72,8 @@ pub struct Door {
     /// Held from the miss until the result is kept, or will not be.
     claim: Option<Claim>,
     waited: Duration,
+    /// What was given out: name, BLAKE3, inode, size and mtime of each file.
+    given: Vec<Value>,
     sight: observe::Sight,
     /// As they were before the compile; the second is of everything.
     surroundings: [Option<Result<Surroundings, String>>; 2],
@@ -118,6 +120,7 @@ impl Door {
             opened,
             claim: None,
             waited: Duration::ZERO,
+            given: Vec::new(),
         })
     }
 
@@ -187,6 +190,11 @@ impl Door {
             }
         }
         None
+    }
+
+    /// The files that `restore` gave out: name, BLAKE3, inode, size and mtime (ns) of each.
+    pub fn given(&self) -> Value {
+        json!(self.given)
     }
 
     /// Whether another build could compile the same at this moment: two of one target cannot.
@@ -455,11 +463,16 @@ impl Door {
         })();
         let _ = fs::remove_dir_all(&staging);
         let moved = moved?;
+        self.given.clear();
         for output in &outputs {
             if let Ok(stat) = fs::metadata(out_dir.join(output.name)) {
                 let profile = self.context.profile.clone();
-                self.ledgers
-                    .note(&profile, &Identity::of(&stat), output.digest);
+                let identity = Identity::of(&stat);
+                self.ledgers.note(&profile, &identity, output.digest);
+                let Identity { inode, size, .. } = identity;
+                let time = i64::try_from(identity.modified).unwrap_or(-1);
+                self.given
+                    .push(json!([output.name, output.digest, inode, size, time]));
             }
         }
         let mut said = Vec::new();
