@@ -631,3 +631,109 @@ def test_a_checkout_without_a_target_is_left_as_it_is(place: Place) -> None:
         before = set(project.iterdir())
         assert cow(project, place.scratch, *words, **on).status == 0
         assert set(project.iterdir()) - before <= {project / "target"}
+
+
+# --- files without a hash ------------------------------------------------------------------------
+
+
+def _library(name: str, more: str = "") -> str:
+    return PACKAGE.format(name, f'[lib]\nname = "both"\ncrate-type = ["cdylib", "rlib"]\n{more}')
+
+
+# A library that is a shared object as well, and what is above and below it.
+SHARED = {
+    "Cargo.toml": '[workspace]\nmembers = ["app", "both", "leaf"]\nresolver = "2"\n',
+    "leaf/Cargo.toml": PACKAGE.format("leaf", ""),
+    "leaf/src/lib.rs": "pub fn leaf() -> u32 { 1 }\n",
+    "both/Cargo.toml": _library(
+        "both", '[features]\nx = []\n[dependencies]\nleaf = { path = "../leaf" }\n'
+    ),
+    "both/src/lib.rs": 'const X: u32 = if cfg!(feature = "x") { 10 } else { 0 };\n'
+    "pub fn both() -> u32 { leaf::leaf() + X }\n"
+    '#[unsafe(no_mangle)] pub extern "C" fn answer() -> u32 { both() }\n',
+    "app/Cargo.toml": PACKAGE.format(
+        "app", '[features]\nx = ["both/x"]\n[dependencies]\nboth = { path = "../both" }\n'
+    ),
+    "app/src/main.rs": 'fn main() { println!("{}", both::both()); }\n',
+}
+
+
+def test_a_library_whose_files_carry_no_hash(place: Place) -> None:
+    project = place.project("main", SHARED)
+    assert build(place, project).rustc == ["app", "both", "leaf"]
+    clean(project)
+    again = build(place, project)
+    assert (again.rustc, told(project)) == ([], "1"), again.output
+    assert (project / "target/debug/libboth.so").stat().st_mode & 0o111
+    assert cargo(project, place.scratch, "build").rustc == []
+    # What is below it has changed: it, and what is above it.
+    clean(project)
+    write(project, {"leaf/src/lib.rs": "pub fn leaf() -> u32 { 2 }\n"})
+    assert build(place, project).rustc == ["app", "both", "leaf"]
+    assert told(project) == "2"
+    write(project, {"leaf/src/lib.rs": SHARED["leaf/src/lib.rs"]})
+    clean(project)
+    assert build(place, project).rustc == []
+    assert told(project) == "1"
+
+
+def test_features_in_turn_under_one_name(place: Place) -> None:
+    """Cargo gives such a unit one directory for all its features."""
+    project = place.project("main", SHARED)
+    words = {"1": ("build",), "11": ("build", "--features", "x")}
+    for _ in range(2):
+        for said, command in words.items():
+            build(place, project, *command)
+            assert told(project) == said
+            clean(project)
+            # What was kept last may be the other one: then Cargo builds it.
+            build(place, project, *command)
+            assert told(project) == said
+    # Nor by a graft for the other: Cargo compares.
+    for said, command in reversed(words.items()):
+        clean(project)
+        graft(place, project, *command)
+        assert cargo(project, place.scratch, *command).status == 0
+        assert told(project) == said
+
+
+def test_two_packages_whose_files_have_one_name(place: Place) -> None:
+    """Who is built last has the files; of none of them anything is kept or given then."""
+    files = SHARED | {
+        "Cargo.toml": SHARED["Cargo.toml"].replace('"app", ', '"app", "other", '),
+        "other/Cargo.toml": _library("other"),
+        "other/src/lib.rs": '#[unsafe(no_mangle)] pub extern "C" fn answer() -> u32 { 99 }\n',
+    }
+    project = place.project("main", files)
+    shared = project / "target/debug/deps/libboth.so"
+
+    def alone(package: str) -> bytes:
+        assert build(place, project, "build", "-p", package).status == 0
+        made = shared.read_bytes()
+        clean(project)
+        return made
+
+    both, other = alone("both"), alone("other")
+    assert both != other
+    # Each was kept by itself, and asked for together they are given by nobody.
+    planned = graft(place, project, "--dry-run", "build", "-p", "both", "-p", "other")
+    assert set(names(planned["missing"])) == {"both", "other"}
+    # One of them is there: the other is not put over it.
+    assert build(place, project, "build", "-p", "other").rustc == []
+    assert shared.read_bytes() == other
+    planned = graft(place, project, "--dry-run", "build", "-p", "both")
+    assert "both" in names(planned["missing"])
+    # Built over it by Cargo, neither is kept: whose the files are, their names do not tell.
+    assert cargo(project, place.scratch, "build", "-p", "both").status == 0
+    kept = subprocess.run(
+        [sys.executable, "-m", "cargo_cow", "graft", "--keep"],
+        cwd=project,
+        env={**_environment(place.scratch), "CARGO_COW_WAREHOUSE": str(place.store)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "names that other units have" in kept.stdout
+    clean(project)
+    assert build(place, project, "build", "-p", "other").rustc == []
+    assert shared.read_bytes() == other

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.projects import cargo
+
 from .conftest import PACKAGE, Place, user
 
 
@@ -152,11 +154,121 @@ def test_metadata_of_a_dylib_is_linked_by_nobody(place: Place) -> None:
     assert place.build(project, "check").rustc == []
 
 
-def test_a_library_without_a_hash_is_the_compilers_alone(place: Place) -> None:
-    """Who links it knows its file by a name that says nothing of what is below it."""
-    files = {
-        "Cargo.toml": PACKAGE.format("both", '[lib]\ncrate-type = ["cdylib", "rlib"]\n'),
-        "src/lib.rs": "pub fn both() {}\n",
-    }
-    place.build(place.project("both", files))
-    assert place.reasons("passed") == ["its files carry no hash"]
+# -- libraries whose files carry no hash
+
+# A program, its tests and a library between, above a library that is a shared object as well.
+BOTH = {
+    "Cargo.toml": '[workspace]\nmembers = ["leaf", "both", "mid", "app"]\nresolver = "2"\n',
+    "leaf/Cargo.toml": PACKAGE.format("leaf", "[features]\nmore = []\n"),
+    "leaf/src/lib.rs": """
+pub fn leaf() -> &'static str { if cfg!(feature = "more") { "more" } else { "l1" } }
+""",
+    "both/Cargo.toml": PACKAGE.format(
+        "both",
+        '[lib]\ncrate-type = ["cdylib", "rlib"]\n[features]\nx = []\n'
+        '[dependencies]\nleaf = { path = "../leaf" }\n',
+    ),
+    "both/src/lib.rs": """
+const X: &str = if cfg!(feature = "x") { "x" } else { "" };
+pub fn both() -> String { format!("{}{X}", leaf::leaf()) }
+#[unsafe(no_mangle)] pub extern "C" fn answer() -> u32 { 41 }
+#[test] fn itself() { assert!(both().len() > 1) }
+""",
+    "both/tests/outside.rs": "#[test] fn outside() { assert!(both::both().len() > 1) }\n",
+    "mid/Cargo.toml": PACKAGE.format("mid", '[dependencies]\nboth = { path = "../both" }\n'),
+    "mid/src/lib.rs": 'pub fn mid() -> String { format!("<{}>", both::both()) }\n',
+    "app/Cargo.toml": PACKAGE.format(
+        "app",
+        '[dependencies]\nmid = { path = "../mid" }\nleaf = { path = "../leaf" }\n'
+        '[features]\nx = ["both/x"]\nmore = ["leaf/more"]\n'
+        '[dependencies.both]\npath = "../both"\n',
+    ),
+    "app/src/main.rs": 'fn main() { println!("{} {}", mid::mid(), both::both()); }\n',
+}
+DYLIB = BOTH | {"both/Cargo.toml": BOTH["both/Cargo.toml"].replace('"cdylib", "rlib"', '"dylib"')}
+DYLIB_TOO = BOTH | {"both/Cargo.toml": BOTH["both/Cargo.toml"].replace('"cdylib"', '"dylib"')}
+
+
+_DYNAMIC = "-C prefer-dynamic"
+
+
+def _told(project: Path) -> str:
+    libraries = ":".join([f"{project}/target/debug/deps", _LIBRARIES])
+    return subprocess.check_output(
+        [project / "target/debug/app"], text=True, env={"LD_LIBRARY_PATH": libraries}
+    ).strip()
+
+
+_LIBRARIES = subprocess.check_output(["rustc", "--print=target-libdir"], text=True).strip()
+
+
+@pytest.mark.parametrize(
+    ("files", "flags"),
+    [(BOTH, ""), (DYLIB, _DYNAMIC), (DYLIB_TOO, ""), (DYLIB_TOO, _DYNAMIC)],
+    ids=["cdylib", "dylib", "dylib+rlib", "dylib+rlib-dynamic"],
+)
+def test_a_library_without_a_hash(
+    place: Place, files: dict[str, str], flags: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is above it knows its file by a name that says nothing of what is below it."""
+    monkeypatch.setenv("RUSTFLAGS", flags)
+    project = place.project("main", files)
+    place.build(project, "test", "--no-run")
+    place.build(project)
+    assert place.reasons("passed") == place.reasons("not-kept") == []
+    first = _told(project)
+    assert first == "<l1> l1"
+    shutil.rmtree(project / "target")
+    assert place.build(project).rustc == []
+    assert place.build(project, "test", "--no-run").rustc == []
+    assert _told(project) == first
+    assert cargo(project, place.scratch, "test").status == 0
+    # A feature more, below it and of it, and back: the same names, and each time other units.
+    said: dict[str, str] = {}
+    for _ in range(2):
+        for features in ("", "x,more"):
+            built = place.build(project, "build", "-p", "app", "--features", features)
+            assert said.setdefault(features, _told(project)) == _told(project)
+            assert _told(project) == _clean(place, files, features)
+    assert built.rustc == []
+    assert len(set(said.values())) == 2
+
+
+_answers: dict[tuple[str, str], str] = {}
+
+
+def _clean(place: Place, files: dict[str, str], features: str) -> str:
+    """What a program says that was built without us in a target of its own."""
+    name = f"clean-{len(_answers)}"
+    known = (files["both/Cargo.toml"], features)  # whatever the flags
+    if known not in _answers:
+        other = place.project(name, files)
+        arguments = ("build", "-p", "app", "--features", features)
+        assert cargo(other, place.scratch, *arguments).status == 0
+        _answers[known] = _told(other)
+    return _answers[known]
+
+
+@pytest.mark.parametrize("files", [BOTH, DYLIB_TOO], ids=["cdylib", "dylib+rlib"])
+def test_what_is_below_a_library_without_a_hash(place: Place, files: dict[str, str]) -> None:
+    """It changes while nobody writes down anything; then another puts a file in its place."""
+    project = place.project("main", files)
+    place.build(project)
+    leaf = project / "leaf/src/lib.rs"
+    leaf.write_text(files["leaf/src/lib.rs"].replace("l1", "l2"))
+    assert "app" in place.build(project).rustc
+    assert _told(project) == "<l2> l2"
+    # Without us in between: the ledger says nothing of what lies there now.
+    leaf.write_text(files["leaf/src/lib.rs"].replace("l1", "l3"))
+    assert cargo(project, place.scratch, "build").status == 0
+    number = len(place.events())
+    (project / "app/src/main.rs").write_text(files["app/src/main.rs"].replace("{} {}", "{}+{}"))
+    assert place.build(project).rustc == ["app"]
+    assert _told(project) == "<l3>+l3"
+    unknown = [event["reason"] for event in place.events()[number:]]
+    assert [reason for reason in unknown if "is not known" in str(reason)], unknown
+    # Back on what was there at first.
+    leaf.write_text(files["leaf/src/lib.rs"])
+    (project / "app/src/main.rs").write_text(files["app/src/main.rs"])
+    assert place.build(project).rustc == []
+    assert _told(project) == "<l1> l1"

@@ -278,9 +278,10 @@ class Unit:
         hashed = outputs.get(self.hash)
         if hashed is not None:
             return hashed
-        # Targets whose file names carry no hash (cdylib, dylib; `should_use_metadata`).
-        _, _, target = self.stem.rpartition("lib-")
-        crate = target.replace("-", "_")
+        # Libraries whose file names carry no hash (cdylib, dylib; `should_use_metadata`).
+        if not self.stem.startswith("lib-"):
+            return []
+        crate = crate_of(self)
         names = {
             f"lib{crate}.so",
             f"lib{crate}.rlib",
@@ -290,7 +291,12 @@ class Unit:
             f"{crate}.wasm",
             crate,
         }
-        return [path for path in outputs.get("", ()) if os.path.basename(path) in names]
+        room = f"{self.profile.directory}/deps"
+        return [
+            path
+            for path in outputs.get("", ())
+            if os.path.split(path)[0] == room and os.path.basename(path) in names
+        ]
 
     def parts(self) -> list[str]:
         """Everything on disk that is this unit's alone (absolute): the fingerprint directory last.
@@ -308,13 +314,25 @@ class Unit:
     def shares_names(self) -> bool:
         """Whether the unit's outputs have names without its hash, which other units have, too.
 
-        A path package's dynamic library in the legacy layout (``should_use_metadata``).
+        A path package's dynamic library in the legacy layout (``should_use_metadata``).  Its
+        fingerprint's directory is the same for all features and flags as well (``pkg_dir``): only
+        another package, or another kind of the same name, has one of its own.
         """
         return (
             self.profile.layout == "legacy"
             and not self.is_script_run
             and not self.stem.startswith("build-script-")
             and self.hash not in self.profile.outputs_by_hash()
+        )
+
+    def may_write_for(self, other: Unit) -> bool:
+        """Whether this unit, of the same target or another, may have written, or may write, what is
+        taken for an output of ``other``, which shares its names."""
+        return (
+            self.key != other.key
+            and self.profile.name == other.profile.name
+            and self.shares_names
+            and crate_of(self) == crate_of(other)
         )
 
     def compared_outputs(self) -> list[str]:

@@ -296,10 +296,7 @@ class _Offering:
     def _is_shared(self, unit: Unit) -> bool:
         """Whether another unit, there or here, may have written the outputs that carry no hash."""
         return any(
-            other.package == unit.package
-            and other.stem == unit.stem
-            and other.profile.name == unit.profile.name
-            and other.key != unit.key
+            other.may_write_for(unit)
             for target in (self.target, self._here.target)
             for other in target.units
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ class Found(NamedTuple):
     """An entry of a unit, as far as it counts here.
 
     ``dependencies`` are (unit key, digest of what that made); ``digest`` is its own.
+    ``shares_names``: see ``Unit``.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Found(NamedTuple):
     record: Record | None
     outputs: tuple[str, ...]
     seconds: float
+    shares_names: bool = False
 
 
 class Missing(NamedTuple):
@@ -252,15 +254,31 @@ class _Choice:
         for path, digest in value["declared"]:
             if self._proof.contents.file(path) != digest:
                 return f"{path} differs"
+        unit = unit_at(self._place.build_dir, self._asked.layout, entry.key, stem)
+        if _is_disputed(entry, unit, self._target.units) or self._is_asked_twice(entry):
+            return "its files have names that other units have, too"
         made = entry.record
         if made is not None:
-            unit = unit_at(self._place.build_dir, self._asked.layout, entry.key, stem)
             reason = self._proof.own_reason(unit, made)
             if reason is not None:
                 return str(reason)
             if unit.is_script_run and self._proof.is_local(made) and self._may_write(entry):
                 return "its script may have written files that are not here"
         return None
+
+    def _is_asked_twice(self, entry: Found) -> bool:
+        """Whether another unit that is asked for may have files of the same names."""
+        return entry.shares_names and any(
+            stem == entry.stem
+            and key != entry.key
+            and key.rpartition("/")[0] == entry.key.rpartition("/")[0]
+            for key, stem in self._asked.units
+        )
+
+
+def _is_disputed(entry: Found, unit: Unit, units: Iterable[Unit]) -> bool:
+    """Whether an entry, as ``unit``, would take away files of a unit that is there."""
+    return entry.shares_names and any(other.may_write_for(unit) for other in units)
 
 
 def _package(key: str) -> str:
@@ -305,6 +323,7 @@ def _found(path: Path, value: dict[str, Any]) -> Found:
         None if made is None else _record(made),
         tuple(names),
         float(value["seconds"]),
+        bool(value.get("shares_names", False)),
     )
 
 
@@ -395,7 +414,7 @@ def _act(place: Place, wanted: GraftPlan, t0: int, started: float) -> Grafted:
         notes += sorted({str(reason) for reason in answer["given"] if reason is not None})
         units = {unit.key: unit for unit in Target(str(target)).units}
         for entry in wanted.chosen:
-            if entry.key in given and _fits(entry, units, keys, wanted):
+            if entry.key in given and _fits(entry, units, keys, wanted, str(target)):
                 _install(entry, wanted.layout, given, units, staged, target)
                 keys.add(entry.key)
     finally:
@@ -437,9 +456,13 @@ def _fits(
     units: Mapping[str, Unit],
     keys: set[str],
     wanted: GraftPlan,
+    target: str,
 ) -> bool:
     """Whether all that it was built against is there now: given with it, or there before."""
     chosen = {one.key for one in wanted.chosen}
+    unit = unit_at(target, wanted.layout, entry.key, entry.stem)
+    if _is_disputed(entry, unit, units.values()):
+        return False  # built since that was planned
     return all(name in keys if name in chosen else name in units for name, _ in entry.dependencies)
 
 

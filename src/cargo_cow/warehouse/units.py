@@ -1,7 +1,8 @@
 """Whole units as entries of the warehouse: kept after a build, for targets to come.
 
 An entry is a unit as Cargo left it, fingerprint and record included.  Its key is the unit's name,
-which holds the package, its features, the profile, the flags and what `rustc -vV` says, so the
+which holds the package, its features, the profile, the flags and what `rustc -vV` says (but of a
+path package's shared object, whose fingerprint alone says that; Cargo compares it), so the
 entries of a key differ in what the unit was built *against*: sources of its own (its record),
 other builds of its dependencies (named by digests of what they made), and what nobody put into the
 name (`needs`: the compiler's contents, linker and system libraries, tools and variables of
@@ -202,7 +203,7 @@ class _Keeper:
             raise _Refused("documentation is not kept")
         if unit.fingerprint_hash() is None:
             raise _Refused("it is not finished")
-        if unit.shares_names:
+        if unit.shares_names and not self._is_alone(unit):
             raise _Refused("its files have names that other units have, too")
         local = self._capturer.is_local(unit)
         if local and is_clippys(unit):
@@ -235,6 +236,7 @@ class _Keeper:
             "needs": self._needs(unit, made, invoked),
             "variables": _variables(unit),
             "declared": [] if local else self._declared(unit),
+            "shares_names": unit.shares_names,
             "record": None if made is None else made._asdict(),
             "directories": directories,
         }
@@ -256,6 +258,17 @@ class _Keeper:
             "fingerprint": [unit.hash_file, Path(unit.hash_file).read_text()],
             "invoked": [unit.invoked_file, invoked],
         }
+
+    def _is_alone(self, unit: Unit) -> bool:
+        """Whether nothing else here can have made the files that its names stand for."""
+        return (
+            any(not path.endswith(".d") for path in unit.files())
+            and not any(other.may_write_for(unit) for other in self._target.units)
+            # Units that nobody can tell apart.
+            and not any(
+                path.startswith(f"{unit.profile.directory}/") for path in self._target.unknown
+            )
+        )
 
     def _dependencies(self, unit: Unit, invoked: int) -> list[list[str | None]]:
         units = self._target.dependencies(unit)

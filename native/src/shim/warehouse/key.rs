@@ -123,8 +123,14 @@ impl Context {
 
     /// What the unit is for those that are given its output.
     pub fn kind(&self, request: &Request) -> Kind {
-        if !request.crate_types.iter().any(|kind| kind == "proc-macro") {
-            return Kind::Library;
+        let makes = |wanted: &str| request.crate_types.iter().any(|kind| kind == wanted);
+        if !makes("proc-macro") {
+            // Metadata is linked by nobody.
+            return if request.makes_code && makes("dylib") {
+                Kind::Dylib
+            } else {
+                Kind::Library
+            };
         }
         let name = variable("CARGO_PKG_NAME");
         let listed = name.is_some_and(|name| name.to_str().is_some_and(is_pure));
@@ -457,10 +463,9 @@ fn for_linkers(
     if let Some(unknown) = &closure.unknown {
         return Err(format!("what is below {} is not known", unknown.display()));
     }
-    for stem in &closure.libraries {
-        let path = stem.with_extension("rlib");
+    for path in &closure.libraries {
         let digest = ledgers
-            .digest(&path)
+            .digest(path)
             .ok_or_else(|| format!("{} cannot be read", path.display()))?;
         let file = path.file_name().unwrap_or_default();
         parts.add("below", format!("{} {digest}", file.display()));

@@ -3,12 +3,17 @@
 //! `<profile>/.cargo-cow/units`, lines that are only ever appended, each with a check of its own,
 //! so that one that a crash tore apart counts as not there:
 //!
-//!     U <stem> <kind> <dependency>…      a unit: what it is and what it was given by --extern
+//!     U <name> <kind> <dependency>…      a unit: what it is and what it was given by --extern
 //!     D <identity> <digest>              a file's content
 //!     T <root> <identity> <digest>       a tree's content
 //!
-//! separated by tabs.  A unit's name holds Cargo's hash of the unit, and with it of all units
-//! below it: its line never changes its meaning, whoever compiles the unit again.
+//! separated by tabs.  A unit's name is the stem of its file, which holds Cargo's hash of the unit, and
+//! with it of all units below it: its line never changes its meaning, whoever compiles the unit
+//! again.  Where the file carries no hash (a path package's shared object, and the rlib beside it) the
+//! same name is another unit from one build to the next, and Cargo gives the file further links after
+//! the compile: there the name is `=` and the digest of what was made, so that the line speaks of
+//! this content, wherever it lies.  It names what was loaded from below it, so that two compiles
+//! that made the same have the same below them.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -26,6 +31,8 @@ const LARGEST: u64 = 64 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Library,
+    /// Also, or only, as a shared object that is linked to by Rust.
+    Dylib,
     /// What it expands to depends on its tokens alone.
     PureMacro,
     Macro,
@@ -35,13 +42,14 @@ impl Kind {
     pub fn word(self) -> &'static str {
         match self {
             Self::Library => "library",
+            Self::Dylib => "dylib",
             Self::PureMacro => "pure-macro",
             Self::Macro => "macro",
         }
     }
 
     pub fn of(word: &str) -> Option<Self> {
-        let all = [Self::Library, Self::PureMacro, Self::Macro];
+        let all = [Self::Library, Self::Dylib, Self::PureMacro, Self::Macro];
         all.into_iter().find(|kind| kind.word() == word)
     }
 }
@@ -49,7 +57,7 @@ impl Kind {
 /// What is below a unit.
 #[derive(Debug, Default)]
 pub struct Closure {
-    /// The libraries, direct ones included, by file stem.
+    /// The files of all libraries, direct ones included, that a linker may be given.
     pub libraries: Vec<PathBuf>,
     pub macros: bool,
     /// A macro that may read what nobody tells of, or a unit that nobody knows.
@@ -78,7 +86,18 @@ impl Ledgers {
                 continue;
             }
             match self.unit(&path) {
-                Some((Kind::Library, below)) => open.extend(below),
+                Some((Kind::Library, below)) => {
+                    closure.libraries.push(path.with_extension("rlib"));
+                    open.extend(below);
+                }
+                // Which of the two is linked, rustc decides for the whole program.
+                Some((Kind::Dylib, below)) => {
+                    let both = ["so", "rlib"].map(|kind| path.with_extension(kind));
+                    closure
+                        .libraries
+                        .extend(both.into_iter().filter(|file| file.exists()));
+                    open.extend(below);
+                }
                 Some((Kind::PureMacro, _)) => closure.macros = true,
                 Some((Kind::Macro, _)) => {
                     closure.macros = true;
@@ -90,9 +109,6 @@ impl Ledgers {
                     closure.unknown = Some(path.clone());
                 }
             }
-            if path.extension().is_none_or(|kind| kind != "so") {
-                closure.libraries.push(path.with_extension(""));
-            }
         }
         closure.libraries.sort();
         closure
@@ -102,18 +118,28 @@ impl Ledgers {
     pub fn unit(&mut self, artefact: &Path) -> Option<(Kind, Vec<PathBuf>)> {
         let directory = artefact.parent()?;
         let profile = layout::profile_directory(directory)?.to_owned();
-        let stem = artefact.file_stem()?.to_str()?;
-        let line = self.of(&profile)?.lines.get(&format!("U\t{stem}"))?.clone();
+        let name = self.name(artefact)?;
+        let line = self.of(&profile)?.lines.get(&format!("U\t{name}"))?.clone();
         let mut words = line.split('\t');
         let kind = Kind::of(words.next()?)?;
         Some((kind, words.map(|word| profile.join(word)).collect()))
     }
 
-    /// Notes a unit before it is compiled, so that its dependents find it.
+    /// What a line calls the unit that an artefact is of.
+    pub fn name(&mut self, artefact: &Path) -> Option<String> {
+        let stem = artefact.file_stem()?.to_str()?;
+        if carries_hash(stem) {
+            return Some(stem.to_owned());
+        }
+        self.digest(artefact).map(|digest| name_of_content(&digest))
+    }
+
+    /// Notes a unit by its name: before it is compiled where that holds a hash, so that its
+    /// dependents find it.
     pub fn note_unit(
         &mut self,
         profile: &Path,
-        stem: &str,
+        name: &str,
         kind: Kind,
         externs: &[(String, PathBuf)],
     ) -> Option<()> {
@@ -127,7 +153,7 @@ impl Ledgers {
             value.push('\t');
             value.push_str(path);
         }
-        self.of(profile)?.add(format!("U\t{stem}"), value)
+        self.of(profile)?.add(format!("U\t{name}"), value)
     }
 
     /// BLAKE3 of an artefact, from memory where the file is the one that was read.
@@ -255,6 +281,16 @@ impl Ledger {
     }
 }
 
+/// A crate's name has no dash, so that one stands before a hash alone.
+fn carries_hash(stem: &str) -> bool {
+    stem.contains('-')
+}
+
+/// The name of the unit that made this, where its file tells none.
+pub fn name_of_content(digest: &str) -> String {
+    format!("={digest}")
+}
+
 fn check_of(body: &str) -> String {
     let mut check = blake3::hash(body.as_bytes()).to_hex().to_string();
     check.truncate(12);
@@ -304,11 +340,70 @@ mod tests {
         // Another process, later.
         let mut ledgers = Ledgers::default();
         let closure = ledgers.closure(&externs(&profile, &["liba-1.rlib"]));
-        let stems = ["liba-1", "libb-2"].map(|stem| profile.join("deps").join(stem));
-        assert_eq!(closure.libraries, stems);
+        let files = ["liba-1.rlib", "libb-2.rlib"].map(|file| profile.join("deps").join(file));
+        assert_eq!(closure.libraries, files);
         assert!(closure.macros && !closure.impure && closure.unknown.is_none());
         let closure = ledgers.closure(&externs(&profile, &["liba-1.rlib", "libx-7.rlib"]));
         assert!(closure.impure && closure.unknown.is_some());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_file_without_a_hash_is_what_it_holds() {
+        let root = scratch("content");
+        let profile = root.join("t/debug");
+        let file = profile.join("deps/libboth.rlib");
+        let note = |text: &str, names: &[&str]| {
+            fs::write(&file, text).unwrap();
+            let mut ledgers = Ledgers::default();
+            let name = ledgers.name(&file).unwrap();
+            ledgers
+                .note_unit(&profile, &name, Kind::Library, &externs(&profile, names))
+                .unwrap();
+        };
+        note("with a", &["liba-1.rlib"]);
+        note("plain", &[]);
+        let mut ledgers = Ledgers::default();
+        ledgers.note_unit(&profile, "liba-1", Kind::Library, &[]);
+        let below = |text: &str| {
+            fs::write(&file, text).unwrap();
+            let closure = Ledgers::default().closure(&externs(&profile, &["libboth.rlib"]));
+            (closure.libraries.len(), closure.unknown.is_some())
+        };
+        assert_eq!(below("with a"), (2, false));
+        assert_eq!(below("plain"), (1, false));
+        // What nobody noted, whatever lay there before.
+        assert_eq!(below("other"), (0, true));
+        // Cargo links it to a second place.
+        below("with a");
+        fs::hard_link(&file, profile.join("libboth.rlib")).unwrap();
+        let closure = Ledgers::default().closure(&externs(&profile, &["libboth.rlib"]));
+        assert_eq!(closure.libraries.len(), 2);
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn of_a_dylib_both_files_count() {
+        let root = scratch("dylib");
+        let profile = root.join("t/debug");
+        let mut ledgers = Ledgers::default();
+        ledgers.note_unit(
+            &profile,
+            "liba-1",
+            Kind::Dylib,
+            &externs(&profile, &["libb-2.rlib"]),
+        );
+        ledgers.note_unit(&profile, "libb-2", Kind::Library, &[]);
+        let mut files = |ends: &[&str]| {
+            for end in ends {
+                fs::write(profile.join(format!("deps/liba-1.{end}")), end).unwrap();
+            }
+            let closure = ledgers.closure(&externs(&profile, &["liba-1.so"]));
+            assert!(closure.unknown.is_none() && !closure.macros);
+            closure.libraries.len()
+        };
+        assert_eq!(files(&["so"]), 2);
+        assert_eq!(files(&["rlib"]), 3);
         fs::remove_dir_all(root).unwrap();
     }
 

@@ -474,6 +474,9 @@ impl Door {
                 self.given
                     .push(json!([output.name, output.digest, inode, size, time]));
             }
+            if self.request.extra_filename.is_empty() {
+                self.note_by(&ledger::name_of_content(output.digest));
+            }
         }
         let mut said = Vec::new();
         way.relay(stderr.as_bytes(), &mut said);
@@ -514,6 +517,7 @@ impl Door {
     ) {
         let began = Instant::now();
         let name = self.request.crate_name.clone();
+        self.note_what_it_is(said);
         match self.kept(since, hasher, said, hidden, seconds) {
             Ok(()) => {
                 let took = began.elapsed().as_secs_f64() * 1e3;
@@ -525,6 +529,29 @@ impl Door {
                 self.give_up();
             }
         }
+    }
+
+    /// Tells those that will be given what carries no hash what is below it (see `ledger`), whether
+    /// it is kept or not.
+    fn note_what_it_is(&mut self, said: &Heard) {
+        if !self.request.extra_filename.is_empty() {
+            return;
+        }
+        let text = String::from_utf8_lossy(&said.stderr);
+        for (path, _, _) in self
+            .made_files(&text)
+            .map_or(Vec::new(), |(files, _)| files)
+        {
+            if let Some(name) = self.ledgers.name(&path) {
+                self.note_by(&name);
+            }
+        }
+    }
+
+    fn note_by(&mut self, name: &str) {
+        let kind = self.context.kind(&self.request);
+        let (profile, externs) = (&self.context.profile, &self.request.externs);
+        let _ = self.ledgers.note_unit(profile, name, kind, externs);
     }
 
     /// Nothing will be kept: who waits for it compiles by himself.

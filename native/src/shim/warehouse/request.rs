@@ -57,6 +57,8 @@ const PLAIN: &[&str] = &[
     "--force-warn",
     "-l",
 ];
+const LIBRARIES: &[&str] = &["lib", "rlib", "dylib", "staticlib", "cdylib"];
+const PROGRAMS: &[&str] = &["bin", "proc-macro"];
 const FORM: &[&str] = &["--error-format", "--json", "--color", "--diagnostic-width"];
 const FLAGS: &[&str] = &["-g", "-O"];
 /// Of `-C`: makes files that nobody tells of, or names such.
@@ -154,18 +156,16 @@ impl Request {
             return Err("nobody asks for what it makes".to_owned());
         }
         let makes_code = emit.iter().any(|kind| kind == "link");
-        let known = ["lib", "rlib", "bin", "proc-macro", "staticlib", "cdylib"];
-        // Metadata is linked by nobody.
-        let is_known = |kind: &str| known.contains(&kind) || (kind == "dylib" && !makes_code);
+        let is_known = |kind: &String| LIBRARIES.contains(&&**kind) || PROGRAMS.contains(&&**kind);
         if let Some(other) = result.crate_types.iter().find(|kind| !is_known(kind)) {
             return Err(format!("the crate type {other}"));
         }
-        // Cargo names a path package's shared object as its users know it.  What other units are
-        // given by such a name is another unit from one build to the next.
-        let is_last = |kind: &String| matches!(kind.as_str(), "cdylib" | "staticlib");
-        let none_is_given_it =
-            !result.crate_types.is_empty() && result.crate_types.iter().all(is_last);
-        if result.extra_filename.is_empty() && !none_is_given_it {
+        // Cargo names a path package's shared object as its users know it, and what is made with it.
+        // Who is given that goes by its content.
+        let is_library = |kind: &String| LIBRARIES.contains(&&**kind);
+        let makes_libraries =
+            !result.crate_types.is_empty() && result.crate_types.iter().all(is_library);
+        if result.extra_filename.is_empty() && !makes_libraries {
             return Err("its files carry no hash".to_owned());
         }
         result.makes_code = makes_code;
@@ -340,7 +340,7 @@ mod tests {
             "-C llvm_args=-x",
             "--emit=asm",
             "-o x",
-            "--crate-type dylib",
+            "--crate-type sdylib",
             "other.rs",
             "-L crate=/x",
             "--sysroot /s",
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_hash_only_what_no_unit_is_given() {
+    fn without_a_hash_libraries_alone() {
         let kind = |kind: &str| {
             let line = format!(
                 "rustc --crate-name a a.rs --json=artifacts --crate-type {kind} \
@@ -377,8 +377,10 @@ mod tests {
             Request::of(&call, &call.compile().unwrap())
         };
         assert!(kind("cdylib").unwrap().links());
-        assert!(kind("cdylib,staticlib").is_ok());
-        for other in ["cdylib,rlib", "bin", "dylib"] {
+        for library in ["cdylib,staticlib", "cdylib,rlib", "dylib"] {
+            assert!(kind(library).unwrap().links(), "{library}");
+        }
+        for other in ["bin", "proc-macro"] {
             assert!(kind(other).is_err(), "{other}");
         }
     }

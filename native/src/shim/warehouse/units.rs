@@ -208,16 +208,20 @@ fn keep_one(
     result
 }
 
-/// What the shim noted of a unit (see `ledger`): `[stem, profile, kind, dependency…]`, relative to the
+/// What the shim noted of a unit (see `ledger`): `[name, profile, kind, dependency…]`, relative to the
 /// target; null where no shim compiled it, or what it was given lies elsewhere.
 fn noted(ledgers: &mut Ledgers, target: &Path, files: &[Value]) -> Value {
     let of = |file: &Value| {
         let path = target.join(file[1].as_str()?);
         let profile = layout::profile_directory(path.parent()?)?.strip_prefix(target);
         let profile = profile.ok()?.to_str()?.to_owned();
-        let stem = path.file_stem()?.to_str()?.to_owned();
+        // A fingerprint is none.
+        if !matches!(path.extension()?.to_str()?, "rlib" | "rmeta" | "so") {
+            return None;
+        }
         let (kind, below) = ledgers.unit(&path)?;
-        let mut words = vec![stem, profile, kind.word().to_owned()];
+        let name = ledgers.name(&path)?;
+        let mut words = vec![name, profile, kind.word().to_owned()];
         for path in below {
             words.push(path.strip_prefix(target).ok()?.to_str()?.to_owned());
         }
@@ -231,18 +235,18 @@ fn noted(ledgers: &mut Ledgers, target: &Path, files: &[Value]) -> Value {
 fn note(ledgers: &mut Ledgers, target: &Path, noted: &Value) -> Option<()> {
     let words: Option<Vec<&str>> = noted.as_array()?.iter().map(Value::as_str).collect();
     let words = words?;
-    let [stem, profile, kind, below @ ..] = words.as_slice() else {
+    let [name, profile, kind, below @ ..] = words.as_slice() else {
         return None;
     };
     let kind = Kind::of(kind)?;
-    if stem.contains(['\t', '\n', '/']) || !words[1..].iter().all(|name| entry::is_inside(name)) {
+    if name.contains(['\t', '\n', '/']) || !words[1..].iter().all(|name| entry::is_inside(name)) {
         return None;
     }
     let externs: Vec<(String, PathBuf)> = below
         .iter()
         .map(|name| (String::new(), target.join(name)))
         .collect();
-    ledgers.note_unit(&target.join(profile), stem, kind, &externs)
+    ledgers.note_unit(&target.join(profile), name, kind, &externs)
 }
 
 /// A regular file into the store; which one it was, and whether it stayed so meanwhile.
