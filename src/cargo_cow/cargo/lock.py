@@ -137,6 +137,11 @@ def is_held_back(build_dir: str | os.PathLike[str]) -> bool:
     )
 
 
+def is_lockable(directory: str) -> bool:
+    """Whether a profile's directory has the lock that Cargo takes in it."""
+    return os.path.exists(f"{directory}/{LOCK_NAMES[0]}")
+
+
 def _is_held_back(path: str) -> bool:
     if not _held_back:
         return False

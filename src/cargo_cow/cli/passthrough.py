@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cargo_cow.prepare import Look, Report, unchanged
     from cargo_cow.prepare.begun import Begun
     from cargo_cow.prepare.proof import Plan
+    from cargo_cow.warehouse.building import Foreseen
     from cargo_cow.warehouse.building import Ready as Stored
 
 # Verbs that compile nothing, or that must see the target as it is.
@@ -61,11 +62,16 @@ def run(arguments: Sequence[str]) -> int:
     stored = None
     ready = None
     if found is not None:
-        held = _hold_back(found.place) if verb in _COMPILING else None
-        if held is not None:
-            return _at_once(found, arguments, held)
+        early = _hold_back(found, arguments) if verb in _COMPILING else None
+        if early is not None:
+            return _at_once(found, arguments, early)
         ready = _prepare(found)
-        stored = _graft(ready, arguments)
+        stored = _look(ready, arguments)
+        if stored is not None and stored.plan is not None and stored.plan.chosen:
+            held = _hold_for(ready.place, stored)
+            if held is not None:
+                return _given_meanwhile(ready, stored, arguments, held)
+            stored = _give(ready, stored)
     environment = None
     if (
         ready is not None
@@ -83,13 +89,33 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
-def _hold_back(place: Place) -> HeldBack | None:
+class _Early(NamedTuple):
+    """A Cargo that may be started before the target is prepared; ``known``: what the warehouse may
+    be asked for (None: it is off)."""
+
+    held: HeldBack
+    known: Foreseen | None
+
+    def is_served(self) -> bool:
+        """Whether the warehouse answers single calls as well."""
+        return self.known is not None and self.known.store is not None
+
+
+def _hold_back(found: _Found, arguments: Sequence[str]) -> _Early | None:
     """Hold Cargo back from the target, if Cargo can be started before that is prepared."""
+    workspace, place = found
     if os.environ.get(FIXED_PATH):
         return None
+    known = None
     try:
         if warehouse_is_on(Path.cwd()) is not None:
-            return None  # Cargo itself is asked what the warehouse shall give, and then given it
+            from cargo_cow.warehouse import building
+
+            known = building.foreseen(workspace, place, arguments, Path.cwd())
+            if known is None or not building.is_held_whole(place, known):
+                return (
+                    None  # Cargo itself is asked what the warehouse shall give, and then given it
+                )
     except CowError:
         return None  # said by whoever asks next
     if not identity.is_wished(place) and identity.seen_in(place.build_dir) not in (
@@ -97,22 +123,58 @@ def _hold_back(place: Place) -> HeldBack | None:
         identity.own(place),
     ):
         return None  # it may get an identity, and Cargo has to be told before it starts
-    return hold_back(place.build_dir)
+    held = hold_back(place.build_dir)
+    return None if held is None else _Early(held, known)
 
 
-def _at_once(found: _Found, arguments: Sequence[str], held: HeldBack) -> int:
+def _at_once(found: _Found, arguments: Sequence[str], early: _Early) -> int:
     """Run Cargo, and prepare while it reads manifests and resolves.
 
     That is more than half of a build of nothing, and Cargo asks nothing of the target before it has
     its lock.
     """
+
+    def prepare() -> tuple[_Ready, Stored | None]:
+        ready = _prepare(found)
+        if not early.is_served():
+            return ready, None
+        stored = _look(ready, arguments, early.known)
+        return ready, None if stored is None else _give(ready, stored)
+
+    shim = early.is_served() or identity.is_wished(found.place)
+    return _beside(arguments, early.held, prepare, shim=shim)
+
+
+def _given_meanwhile(
+    ready: _Ready, stored: Stored, arguments: Sequence[str], held: HeldBack
+) -> int:
+    """Run Cargo, and put into the target what the warehouse has while it reads and resolves."""
+
+    def give() -> tuple[_Ready, Stored | None]:
+        return ready, _give(ready, stored)
+
+    return _beside(arguments, held, give, shim=True)
+
+
+def _beside(
+    arguments: Sequence[str],
+    held: HeldBack,
+    work: Callable[[], tuple[_Ready, Stored | None]],
+    *,
+    shim: bool,
+) -> int:
+    """Run Cargo, held back from the target until ``work`` on that is done."""
     ready: _Ready | None = None
+    stored: Stored | None = None
     ahead: _Ahead | None = None
 
-    def prepare() -> None:
-        nonlocal ready, ahead
+    def first() -> None:
+        nonlocal ready, stored, ahead
         with held:
-            ready = _prepare(found)
+            ready, stored = work()
+            if stored is not None and stored.grafted is not None:
+                # There is more now than was looked at.
+                ready = ready._replace(found=None)
             ahead = None if ready.noted else _Ahead(ready)
 
     def meanwhile() -> None:
@@ -120,13 +182,13 @@ def _at_once(found: _Found, arguments: Sequence[str], held: HeldBack) -> int:
             ahead()
 
     with held:
-        environment = None
-        if identity.is_wished(found.place):
-            arguments, environment = _with_shim(arguments)
+        words, environment = _with_shim(arguments) if shim else (arguments, None)
         began = time.time_ns()
-        status = _cargo(arguments, environment, meanwhile, first=prepare)
+        status = _cargo(words, environment, meanwhile, first=first)
     if ready is not None:
         _capture(ready, ahead, began)
+        if stored is not None:
+            _store(ready, stored, arguments)
     return status
 
 
@@ -187,26 +249,46 @@ class _Ahead:
         return drafted is not None and drafted.captured and unchanged.serves(place, drafted)
 
 
-def _graft(ready: _Ready, arguments: Sequence[str]) -> Stored | None:
-    """Put into the target what the warehouse has of the command's units."""
+def _look(ready: _Ready, arguments: Sequence[str], known: Foreseen | None = None) -> Stored | None:
+    """What the warehouse has of the command's units; None where it is off, or of no use."""
     try:
         if warehouse_is_on(Path.cwd()) is None:
             return None
         from cargo_cow.warehouse import building
 
-        stored = building.before(
+        return building.look(
             ready.workspace,
             ready.place,
             arguments,
             Path.cwd(),
             judged=ready.plan,
             unchanged=ready.noted,
-            say=_say,
+            known=known,
         )
     except CowError as error:
         _warn(f"the warehouse is of no use here: {error}", error.hint)
         return None
-    if stored is not None and stored.grafted is not None:
+
+
+def _hold_for(place: Place, stored: Stored) -> HeldBack | None:
+    """Hold Cargo back from what is to be put into the target."""
+    if os.environ.get(FIXED_PATH):
+        return None
+    from cargo_cow.warehouse import building
+
+    return building.hold(stored, place)
+
+
+def _give(ready: _Ready, stored: Stored) -> Stored | None:
+    """Put into the target what the warehouse has of the command's units."""
+    from cargo_cow.warehouse import building
+
+    try:
+        stored = building.give(stored, ready.workspace, ready.place, say=_say)
+    except CowError as error:
+        _warn(f"the warehouse is of no use here: {error}", error.hint)
+        return None
+    if stored.grafted is not None:
         grafted = stored.grafted
         for note in grafted.notes:
             _warn(f"not all of the warehouse is usable: {note}", "")

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-SEARCH = 1
+SEARCH = 2
 """Version of `bakes_path` and `asks_git`: another one may find something else in the same files."""
 
 _AR_MAGIC = b"!<arch>\n"
@@ -227,6 +227,18 @@ def names_path(path: str, root: bytes) -> bool:
     return False
 
 
+def _without_debug_information(data: mmap.mmap | bytes) -> bytes:
+    """All of a file but its debug sections: nothing that a program says or asks for lies there,
+    and they are nine tenths of a build script."""
+    debug = sorted((one.start, one.end) for one in _sections(data, 0, len(data)) if one.debug)
+    parts = []
+    low = 0
+    for start, end in [*debug, (len(data), len(data))]:
+        parts.append(data[low : max(low, start)])
+        low = max(low, end)
+    return b"\0".join(parts)
+
+
 def has_debug_information(path: str) -> bool:
     """Whether an ELF file has ``.debug_*`` sections, whose names end its section name table."""
     data = _view(path)
@@ -251,7 +263,7 @@ def asks_git(program: str) -> tuple[str, ...]:
     the program the answer is empty; raises nothing (an unreadable program asks for all).
     """
     try:
-        data = _view(program)
+        data = _without_debug_information(_view(program))
     except OSError:
         return tuple(_GIT_MARKS)
     found = tuple(

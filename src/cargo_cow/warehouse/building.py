@@ -14,9 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cargo_cow.cargo.lock import HeldBack, hold_back, is_lockable
 from cargo_cow.cargo.target import unit_times
 from cargo_cow.cargo.workspace import Workspace
-from cargo_cow.errors import UsageError
+from cargo_cow.errors import CowError, UsageError
 from cargo_cow.prepare.place import Place
 from cargo_cow.warehouse import planning, surroundings
 from cargo_cow.warehouse.planning import Asked
@@ -43,6 +44,36 @@ class Ready(NamedTuple):
     times: dict[str, int]
 
 
+class Foreseen(NamedTuple):
+    """What is known of a command without asking Cargo: the store (None: the warehouse is off), and
+    what it will ask for (None: that is never learned of such a command)."""
+
+    store: tuple[Path, bool] | None
+    asked: Asked | None
+
+
+def foreseen(
+    workspace: Workspace, place: Place, arguments: Sequence[str], cwd: Path
+) -> Foreseen | None:
+    """What can be told at once of ``cargo <arguments>``; None: Cargo has to be asked first.
+
+    A few stats.  Raises CowError.
+    """
+    store = surroundings.store_for(place.build_dir, cwd)
+    if store is None or not planning.is_learned(workspace, arguments):
+        return Foreseen(store, None)
+    asked = planning.remembered(workspace, arguments, cwd, store[0])
+    return None if asked is None else Foreseen(store, asked)
+
+
+def is_held_whole(place: Place, known: Foreseen) -> bool:
+    """Whether Cargo finds a lock in every profile that the command asks for: one that is not there
+    yet is not held back from."""
+    asked = () if known.asked is None else known.asked.units
+    profiles = {key.rpartition("/")[0] for key, _ in asked}
+    return all(is_lockable(f"{place.build_dir}/{name}") for name in profiles)
+
+
 def before(
     workspace: Workspace,
     place: Place,
@@ -52,23 +83,58 @@ def before(
     judged: Plan | None = None,
     unchanged: bool = False,
     dry_run: bool = False,
+    known: Foreseen | None = None,
     say: Callable[[str], None],
 ) -> Ready | None:
     """Put into the target what ``cargo <arguments>`` will ask for, as far as the warehouse has it.
 
+    As `look`, and then `give`.
+    """
+    ready = look(
+        workspace,
+        place,
+        arguments,
+        cwd,
+        judged=judged,
+        unchanged=unchanged,
+        dry_run=dry_run,
+        known=known,
+    )
+    return ready if ready is None or dry_run else give(ready, workspace, place, say=say)
+
+
+def look(
+    workspace: Workspace,
+    place: Place,
+    arguments: Sequence[str],
+    cwd: Path,
+    *,
+    judged: Plan | None = None,
+    unchanged: bool = False,
+    dry_run: bool = False,
+    known: Foreseen | None = None,
+) -> Ready | None:
+    """What the warehouse has of what ``cargo <arguments>`` will ask for, and is right here.
+
     ``judged`` is what a proof found of the target a moment ago; ``unchanged``: nothing has changed
-    since the last build, so that what is there is right.
+    since the last build, so that what is there is right; ``known`` what was foreseen.  Of the
+    target nothing is touched but what Cargo learns of the compiler while it is asked (not in a
+    ``dry_run``).
 
     None where the warehouse is off.  Raises CowError.
     """
     since = time.time_ns()
     if surroundings.is_on(cwd) is None:
         return None
-    store = surroundings.store_for(place.build_dir, cwd)
+    store = surroundings.store_for(place.build_dir, cwd) if known is None else known.store
     if store is None:
         return None
-    asked = planning.ask(
-        workspace, arguments, cwd, store[0], learned=None if dry_run else _without_probes(place)
+    asked = (
+        known.asked
+        if known is not None
+        else planning.ask(
+            workspace, arguments, cwd, store[0], learned=None if dry_run else _without_probes(place)
+        )
     )
     if asked is None:
         return Ready(None, None, None, since, unit_times(place.build_dir))
@@ -84,24 +150,56 @@ def before(
         judged = None if found is None else found.plan
     if complete and (judged is None or planning.is_fresh(asked, judged)):
         return Ready(asked, None, None, since, unit_times(place.build_dir))
-    profiles = {key.rpartition("/")[0] for key, _ in asked.units}
-    around = surroundings.around(place.build_dir, cwd, asked.rustc, asked.toolchain, profiles)
-    if around is None:
+    source = grafting.Source(*store, place, cwd, asked)
+    if not source.is_own() and source.around is None:
         return None
-    wanted = grafting.plan(place, asked, around, judged)
-    if dry_run or not wanted.chosen:
-        return Ready(asked, wanted, None, since, unit_times(place.build_dir))
+    wanted = grafting.plan(place, asked, source, judged)
+    return Ready(asked, wanted, None, since, unit_times(place.build_dir))
+
+
+def hold(ready: Ready, place: Place) -> HeldBack | None:
+    """Make the target ready for what will be put there, so that Cargo can be started meanwhile, and
+    held back from it; None where that cannot be had, or nothing is to be put there."""
+    from cargo_cow import prepare
+    from cargo_cow.warehouse import grafting
+
+    if ready.plan is None or not ready.plan.chosen:
+        return None
+    prepare.begin(place)
+    try:
+        grafting.mark(place, ready.plan)
+    except CowError:
+        return None  # it will be said by who puts something there
+    _bring_probes(ready.plan.source.root, Path(place.build_dir))
+    held = hold_back(place.build_dir)
+    if held is None or ready.asked is None:
+        return held
+    known = Foreseen((ready.plan.source.root, ready.plan.source.copies), ready.asked)
+    if not is_held_whole(place, known):
+        held.release()
+        return None
+    return held
+
+
+def give(ready: Ready, workspace: Workspace, place: Place, *, say: Callable[[str], None]) -> Ready:
+    """Put into the target what `look` found.  Raises CowError."""
+    wanted, asked = ready.plan, ready.asked
+    if wanted is None or asked is None or not wanted.chosen:
+        return ready
+    from cargo_cow import prepare
+    from cargo_cow.warehouse import grafting
+
     prepare.begin(place)
     done = grafting.act(place, wanted, say=say)
     if done.notes:
         # What was damaged is gone from the store now; others may do in its stead.
         now = prepare.look(workspace, place)
-        again = grafting.plan(place, asked, around, None if now is None else now.plan)
+        again = grafting.plan(place, asked, wanted.source, None if now is None else now.plan)
         if again.chosen:
             more = grafting.act(place, again, say=say)
             done = more._replace(keys=done.keys | more.keys, notes=done.notes + more.notes)
-    _bring_probes(store[0], Path(place.build_dir))
-    return Ready(asked, wanted, done, since, unit_times(place.build_dir))
+    _bring_probes(wanted.source.root, Path(place.build_dir))
+    return ready._replace(grafted=done, times=unit_times(place.build_dir))
 
 
 def _without_probes(place: Place) -> Path | None:

@@ -10,6 +10,7 @@ does with units of other targets: what is not proven then is dropped, whatever w
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,13 +33,41 @@ from cargo_cow.prepare.record import Hidden, Input, Record, Timed
 from cargo_cow.telling import silent
 from cargo_cow.warehouse import store
 from cargo_cow.warehouse.planning import Asked
-from cargo_cow.warehouse.surroundings import Surroundings
+from cargo_cow.warehouse.surroundings import Surroundings, around
 from cargo_cow.warehouse.units import FORMAT, Memo, key_of, variable_now
 
 NEVER_KEPT = "it was never kept"
 """The reason for a unit of which there is no entry at all."""
 _ASIDE = ".cargo-cow"
 _NAME = "graft"
+
+
+class Source:
+    """The store, and what is around the target; the latter is looked at when it is first asked
+    for, and that is where all else is right: it takes a process."""
+
+    def __init__(self, root: Path, copies: bool, place: Place, cwd: Path, asked: Asked) -> None:
+        self.root = root
+        self.copies = copies
+        self._place = place
+        self._cwd = cwd
+        self._asked = asked
+
+    def is_own(self) -> bool:
+        """Whether the store is there, and this user's alone: nothing is read of another one."""
+        try:
+            return store.is_own(self.root.lstat())
+        except OSError:
+            return False
+
+    @functools.cached_property
+    def around(self) -> Surroundings | None:
+        """None where the store is not to be used.  Raises CowError."""
+        asked = self._asked
+        profiles = {key.rpartition("/")[0] for key, _ in asked.units}
+        found = around(self._place.build_dir, self._cwd, asked.rustc, asked.toolchain, profiles)
+        # Another store serves the target by now: nothing is taken from this one.
+        return found if found is not None and found.root == self.root else None
 
 
 class Found(NamedTuple):
@@ -78,7 +107,7 @@ class GraftPlan(NamedTuple):
     fresh: int
     chosen: tuple[Found, ...]
     missing: tuple[Missing, ...]
-    surroundings: Surroundings
+    source: Source
 
 
 class Grafted(NamedTuple):
@@ -93,32 +122,30 @@ class Grafted(NamedTuple):
     notes: tuple[str, ...]
 
 
-def plan(
-    place: Place, asked: Asked, found: Surroundings, judged: proof.Plan | None = None
-) -> GraftPlan:
+def plan(place: Place, asked: Asked, source: Source, judged: proof.Plan | None = None) -> GraftPlan:
     """Which entries to put into the place's target for what is asked.  Reads files only.
 
     ``judged`` is what a proof said of the target as it is.  Raises CowError.
     """
     with translated("looking into the warehouse for", Path(place.build_dir)):
-        return _Choice(place, asked, found, judged).plan()
+        return _Choice(place, asked, source, judged).plan()
 
 
 class _Choice:
     """The entries of what is asked for, judged for one place."""
 
     def __init__(
-        self, place: Place, asked: Asked, found: Surroundings, judged: proof.Plan | None
+        self, place: Place, asked: Asked, source: Source, judged: proof.Plan | None
     ) -> None:
         self._place = place
         self._asked = asked
-        self._found = found
+        self._source = source
         self._target = Target(place.build_dir)
         contents = Contents.of(place.build_dir)
         packages = Packages(place.checkout, place.workspace, place.build_dir, contents)
         # Whatever comes from the store comes from elsewhere: all of its record counts.
         self._proof = Proof(self._target, place, contents, packages, True, {})
-        self._memo = Memo(place.build_dir, found.root)
+        self._memo = Memo(place.build_dir, source.root)
         self._units = {unit.key: unit for unit in self._target.units}
         self._good = {
             verdict.key
@@ -167,7 +194,7 @@ class _Choice:
         )
         fresh = len(names) - len(wanted)
         return GraftPlan(
-            self._asked.layout, len(names), fresh, tuple(ordered), missing, self._found
+            self._asked.layout, len(names), fresh, tuple(ordered), missing, self._source
         )
 
     def _live(self) -> dict[str, Build]:
@@ -205,7 +232,7 @@ class _Choice:
         if known is None:
             digest = key_of(self._asked.layout, key)
             known = self._entries[key] = []
-            for path in _by_use(self._found.root / "units" / digest[:2] / digest):
+            for path in _by_use(self._source.root / "units" / digest[:2] / digest):
                 # Of another shape, or damaged; its files are checked when it is given out.
                 with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
                     value = store.read(path)
@@ -236,18 +263,6 @@ class _Choice:
             return "its entry is of an unknown form"
         if value["bound"] and value["build_dir"] != self._place.build_dir:
             return f"its outputs hold the path {value['build_dir']}"
-        here = self._found
-        triple = entry.key.rpartition("/")[0].rpartition("/")[0]
-        now = {
-            "compiler": here.compilers.get(triple),
-            "linking": here.linking,
-            "tools": here.tools,
-            "variables": here.variables,
-            "processor": here.processor,
-        }
-        for name, digest in value["needs"].items():
-            if digest is None or now.get(name) != digest:
-                return _OTHER.get(name, f"{name} differs")
         for name, digest in value["variables"]:
             if variable_now(name, self._proof.variables) != digest:
                 return f"the variable {name} differs"
@@ -264,6 +279,24 @@ class _Choice:
                 return str(reason)
             if unit.is_script_run and self._proof.is_local(made) and self._may_write(entry):
                 return "its script may have written files that are not here"
+        return self._elsewhere(entry, value)
+
+    def _elsewhere(self, entry: Found, value: dict[str, Any]) -> str | None:
+        """What around the target is not as it was for an entry; None if all is."""
+        here = self._source.around
+        if here is None:
+            return "the store is not to be used here"
+        triple = entry.key.rpartition("/")[0].rpartition("/")[0]
+        now = {
+            "compiler": here.compilers.get(triple),
+            "linking": here.linking,
+            "tools": here.tools,
+            "variables": here.variables,
+            "processor": here.processor,
+        }
+        for name, digest in value["needs"].items():
+            if digest is None or now.get(name) != digest:
+                return _OTHER.get(name, f"{name} differs")
         return None
 
     def _is_asked_twice(self, entry: Found) -> bool:
@@ -360,8 +393,7 @@ def act(
     started = time.monotonic()
     target = Path(place.build_dir)
     with translated("grafting into", target):
-        for name in {entry.key.rpartition("/")[0] for entry in wanted.chosen}:
-            _mark(target / name, wanted.layout)
+        _mark_all(target, wanted)
         (target / _ASIDE).mkdir(exist_ok=True)
         t0 = prepare.stamp_time(target)
         with build_lock(
@@ -370,6 +402,17 @@ def act(
             waiting=lambda path: say(f"waiting for Cargo's build lock ({path})"),
         ):
             return _act(place, wanted, t0, started)
+
+
+def mark(place: Place, wanted: GraftPlan) -> None:
+    """Make the directories that Cargo locks for what is to be put there.  Raises CowError."""
+    with translated("grafting into", Path(place.build_dir)):
+        _mark_all(Path(place.build_dir), wanted)
+
+
+def _mark_all(target: Path, wanted: GraftPlan) -> None:
+    for name in {entry.key.rpartition("/")[0] for entry in wanted.chosen}:
+        _mark(target / name, wanted.layout)
 
 
 def _mark(directory: Path, layout: Layout) -> None:
@@ -386,7 +429,7 @@ def _act(place: Place, wanted: GraftPlan, t0: int, started: float) -> Grafted:
     staged = filesystems.temporary_sibling(aside / _NAME)
     keys: set[str] = set()
     notes: list[str] = []
-    found = wanted.surroundings
+    found = wanted.source
     try:
         # Held while we live: it is not what somebody who was killed left behind.
         temporaries.make(staged, staged.mkdir)

@@ -68,6 +68,18 @@ def is_planned(arguments: Sequence[str]) -> bool:
     return next((word for word in arguments if not word.startswith("+")), "") in _VERBS
 
 
+def is_learned(workspace: Workspace, arguments: Sequence[str]) -> bool:
+    """Whether `ask` can have an answer for ``cargo <arguments>``."""
+    return is_planned(arguments) and (workspace.root / "Cargo.lock").is_file()
+
+
+def remembered(
+    workspace: Workspace, arguments: Sequence[str], cwd: Path, store: Path
+) -> Asked | None:
+    """What `ask` would say without running Cargo; None if it would have to."""
+    return _remembered(store, _selection(workspace, list(arguments), cwd))
+
+
 def ask(
     workspace: Workspace,
     arguments: Sequence[str],
@@ -83,7 +95,7 @@ def ask(
     Nothing is raised: without an answer Cargo goes on as it would have.
     """
     words = list(arguments)
-    if not is_planned(words) or not (workspace.root / "Cargo.lock").is_file():
+    if not is_learned(workspace, words):
         return None
     selection = _selection(workspace, words, cwd)
     if store is not None:

@@ -92,6 +92,15 @@ def _candidates(workspace: Workspace | None) -> Iterator[Path]:
     yield (Path(cache) if cache.startswith("/") else Path.home() / ".cache") / ROOM
 
 
+def is_own(status: os.stat_result) -> bool:
+    """Whether what has this (l)stat is a directory of this user's alone."""
+    return (
+        stat.S_ISDIR(status.st_mode)
+        and status.st_uid == os.geteuid()
+        and not status.st_mode & 0o077
+    )
+
+
 def _checked(root: Path) -> Path:
     try:
         status = root.lstat()
@@ -99,7 +108,7 @@ def _checked(root: Path) -> Path:
         raise WarehouseMissing(f"{root}: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode):
         raise WarehouseUnusable(f"{root} is not a directory")
-    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+    if not is_own(status):
         raise WarehouseUnusable(
             f"{root} is not yours alone", hint=f"chmod 700 {root}, or name another store"
         )
