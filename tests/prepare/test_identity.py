@@ -573,3 +573,40 @@ def test_what_is_built_needs_nothing_of_the_main_checkout(tmp_path: Path, inside
             [path], cwd=there / "app", capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("_namespaces")
+def test_sources_beyond_the_checkout_are_those_of_here(tmp_path: Path) -> None:
+    """A relative path leads beyond the identity elsewhere than beyond the checkout."""
+    show = 'println!("{}", include_str!("../../beyond"));'
+    files = {
+        "Cargo.toml": '[package]\nname = "app"\nversion = "0.1.0"\nedition = "2021"\n',
+        "src/main.rs": f"fn main() {{ {show} }}\n",
+    }
+    write(tmp_path, {"here/beyond": "there is none", "there/beyond": "first"})
+    main = repository(tmp_path / "here/main", files)
+    there = tmp_path / "there/w"
+    assert _by_cow(tmp_path)(main).status == 0
+    _add(main, there, tmp_path)
+    log = tmp_path / "log"
+
+    def told() -> str:
+        settle()
+        built = _by_cow(tmp_path, CARGO_COW_LOG=str(log))(there)
+        assert built.status == 0, built.output
+        return subprocess.run(
+            [there / "target/debug/app"], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    # Known from the clone, then not known before the compile.
+    assert told() == "first"
+    for again in range(2):
+        write(there, {"src/main.rs": f'fn main() {{ println!("none"); }} // {again}\n'})
+        assert told() == "none"
+    assert "identity: ran in" in log.read_text()
+    write(there, {"src/main.rs": files["src/main.rs"] + "// again\n"})
+    assert told() == "first"
+    assert "identity: given up" in log.read_text()
+    settle()
+    write(tmp_path, {"there/beyond": "second"})
+    assert told() == "second"

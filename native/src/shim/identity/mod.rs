@@ -65,6 +65,9 @@ pub struct Plan {
     view: View,
     back: Back,
     dep_info: Option<PathBuf>,
+    /// Where the compile works, and its checkout, as they really are.
+    directory: PathBuf,
+    checkout: PathBuf,
     doubt: Option<Doubt>,
     /// Nothing can be made in the working directory.
     framed: bool,
@@ -139,6 +142,10 @@ impl Plan {
             let object = doubt.object.display();
             return Err(format!("{object} tells, or asks, where it ran"));
         }
+        let before = compile.dep_info.as_ref().map(|path| directory.join(path));
+        if let Some(file) = leaving(before.as_deref(), directory, &checkout.root) {
+            return Err(leaves(&file));
+        }
         let package = variable("CARGO_MANIFEST_DIR").map(PathBuf::from);
         for within in [Some(checkout.root.as_path()), package.as_deref()] {
             within.map_or(Ok(()), |within| check_links(within, &places))?;
@@ -183,6 +190,8 @@ impl Plan {
             },
             back,
             dep_info: compile.dep_info.as_ref().map(|path| directory.join(path)),
+            directory: directory.to_owned(),
+            checkout: checkout.root.clone(),
             framed,
             doubt: doubt.map(|doubt| doubt.at(places)),
             _argument_file: argument_file,
@@ -243,7 +252,9 @@ impl Plan {
             .dep_info
             .as_deref()
             .map_or(Ok(()), |path| self.back.restore_dep_info(path));
+        let leaving = leaving(self.dep_info.as_deref(), &self.directory, &self.checkout);
         let given_up = match (&ended, restored, &self.doubt) {
+            (Ended::Exited(0), ..) if leaving.is_some() => leaving.as_deref().map(leaves),
             // Cargo would take the paths in it for real ones.
             (Ended::Exited(0), Err(error), _) => Some(format!("dep-info: {error}")),
             (Ended::Exited(0), _, Some(doubt)) => {
@@ -263,6 +274,20 @@ impl Plan {
         said.release();
         Some(ended)
     }
+}
+
+/// A file of the dep-info that is named by a relative path which leads out of the checkout: seen from
+/// the identity, that is another file than the one that Cargo will look at.
+fn leaving(dep_info: Option<&Path>, directory: &Path, checkout: &Path) -> Option<String> {
+    let text = fs::read_to_string(dep_info?).ok()?;
+    depinfo::parse(&text)?.files.into_iter().find(|file| {
+        let path = Path::new(file);
+        path.is_relative() && !without_dots(&directory.join(path)).starts_with(checkout)
+    })
+}
+
+fn leaves(file: &str) -> String {
+    format!("{file} lies outside of the checkout")
 }
 
 impl Doubt {
