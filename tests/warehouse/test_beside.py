@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 from cargo_cow import native
+from cargo_cow.cargo.target import Target, unit_times
+from cargo_cow.cargo.workspace import load
+from cargo_cow.prepare import unchanged
+from cargo_cow.prepare.place import place_of
+from cargo_cow.warehouse import planning
 from tests.support.projects import Build, cow, settle, write
 
 from .conftest import FILES, PACKAGE, Place, told
@@ -176,3 +181,38 @@ def test_an_edit_while_cargo_waits(place: Place, what: str) -> None:
     assert (place.scratch / "asked").exists()
     _build(place, project)
     assert "x3" in told(project)
+
+
+def test_who_does_not_wait_for_cargos_answer_leaves_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = place.project("main", FILES)
+    _build(place, project)
+    room = place.scratch / "room"
+    room.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(room))
+    workspace = load(project)
+    with planning.Asking(workspace, ["build"], project, None, None):
+        assert list(room.iterdir())
+    assert not list(room.iterdir())
+    with planning.Asking(workspace, ["build"], project, place.store, None) as asking:
+        answer = asking.answer()
+        assert answer is not None
+        assert answer == planning.remembered(workspace, ["build"], project, place.store)
+        asking.end()
+        assert not list(room.iterdir())
+
+
+def test_a_unit_that_came_after_the_look_makes_the_note_untrue(place: Place) -> None:
+    project = place.project("main", FILES)
+    _build(place, project)
+    there = place_of(load(project))
+    units = unit_times(there.build_dir)
+    settle()
+    unchanged.note(there, units, Target(there.build_dir))
+    assert unchanged.holds(there)
+    assert unchanged.awaits_what_is_missing(there.build_dir)
+    moment = next((project / "target/debug/.fingerprint").glob("app-*/invoked.timestamp"))
+    moment.touch()
+    unchanged.note(there, units, Target(there.build_dir))
+    assert not unchanged.holds(there)

@@ -12,13 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cargo_cow import processes
 from cargo_cow.cargo.lock import HeldBack, hold_back
-from cargo_cow.cargo.target import unit_times
+from cargo_cow.cargo.target import Target, unit_times
 from cargo_cow.cargo.workspace import Workspace, cargo_program, load
 from cargo_cow.errors import CowError, NotACargoProject
 from cargo_cow.prepare import identity
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cargo_cow.prepare.proof import Plan
     from cargo_cow.warehouse.building import Foreseen
     from cargo_cow.warehouse.building import Ready as Stored
+    from cargo_cow.warehouse.planning import Asking
 
 # Verbs that compile nothing, or that must see the target as it is.
 NOT_PREPARED = frozenset(
@@ -59,75 +60,98 @@ def run(arguments: Sequence[str]) -> int:
     found = None
     if verb not in NOT_PREPARED and not help_wanted:
         found = _find(rest)
-    stored = None
-    ready = None
-    if found is not None:
-        early = _hold_back(found, arguments) if verb in _COMPILING else None
-        if early is not None:
-            return _at_once(found, arguments, early)
-        ready = _prepare(found)
-        stored = _look(ready, arguments)
-        if stored is not None and stored.plan is not None and stored.plan.chosen:
-            held = _hold_for(ready.place, stored)
-            if held is not None:
-                return _given_meanwhile(ready, stored, arguments, held)
-            stored = _give(ready, stored)
+    if found is None:
+        return _cargo(arguments, None, None)
+    foresight = _foresee(found, arguments) if verb in _COMPILING else _Foresight()
+    held = _hold_back(found.place) if foresight.early else None
+    if held is not None:
+        return _at_once(found, arguments, held, foresight.known)
+    with _asking(found, arguments) if foresight.ask else nullcontext() as asking:
+        return _in_turn(found, arguments, foresight.known, asking)
+
+
+def _in_turn(
+    found: _Found, arguments: Sequence[str], known: Foreseen | None, asking: Asking | None
+) -> int:
+    """Prepare, and then run Cargo: once it is known what the warehouse will give."""
+    ready = _prepare(found)
+    stored = _look(ready, arguments, known, asking)
+    if stored is not None and stored.plan is not None and stored.plan.chosen:
+        held = _hold_for(ready.place, stored)
+        if held is not None:
+            return _given_meanwhile(ready, stored, arguments, held, asking)
+        stored = _give(ready, stored)
     environment = None
-    if (
-        ready is not None
-        and verb in _COMPILING
-        and (stored is not None or identity.is_wished(ready.place))
-    ):
+    if arguments[0] in _COMPILING and (stored is not None or identity.is_wished(ready.place)):
         arguments, environment = _with_shim(arguments)
-    ahead = None if ready is None or ready.noted else _Ahead(ready)
+    ahead = _Ahead(ready)
+
+    def meanwhile() -> None:
+        if asking is not None:
+            asking.end()
+        ahead()
+
     began = time.time_ns()
-    status = _cargo(arguments, environment, ahead)
-    if ready is not None:
-        _capture(ready, ahead, began)
-        if stored is not None:
-            _store(ready, stored, arguments)
+    status = _cargo(arguments, environment, meanwhile)
+    _capture(ready, ahead, began)
+    if stored is not None:
+        _store(ready, stored, arguments)
     return status
 
 
-class _Early(NamedTuple):
-    """A Cargo that may be started before the target is prepared; ``known``: what the warehouse may
-    be asked for (None: it is off)."""
+class _Foresight(NamedTuple):
+    """What can be told before anything is done.
 
-    held: HeldBack
-    known: Foreseen | None
+    ``known``: what the warehouse may be asked for (None: it is off, or nobody knows); ``ask``:
+    Cargo has to be asked for that; ``early``: it may be started before the target is prepared.
+    """
 
-    def is_served(self) -> bool:
-        """Whether the warehouse answers single calls as well."""
-        return self.known is not None and self.known.store is not None
+    known: Foreseen | None = None
+    ask: bool = False
+    early: bool = False
 
 
-def _hold_back(found: _Found, arguments: Sequence[str]) -> _Early | None:
-    """Hold Cargo back from the target, if Cargo can be started before that is prepared."""
+def _foresee(found: _Found, arguments: Sequence[str]) -> _Foresight:
     workspace, place = found
+    try:
+        if warehouse_is_on(Path.cwd()) is None:
+            return _Foresight(early=True)
+        from cargo_cow.warehouse import building
+
+        known = building.foreseen(workspace, place, arguments, Path.cwd())
+        if known is None:
+            return _Foresight(ask=True)
+        return _Foresight(known, early=building.is_held_whole(place, known))
+    except CowError:
+        return _Foresight()  # said by whoever asks next
+
+
+def _asking(found: _Found, arguments: Sequence[str]) -> AbstractContextManager[Asking | None]:
+    """Cargo, asked what it wants while the target is prepared."""
+    from cargo_cow.warehouse import building
+
+    try:
+        asking = building.asking(found.workspace, found.place, arguments, Path.cwd())
+    except CowError:
+        asking = None  # said by whoever asks next
+    return nullcontext() if asking is None else asking
+
+
+def _hold_back(place: Place) -> HeldBack | None:
+    """Hold Cargo back from the target, if it can be."""
     if os.environ.get(FIXED_PATH):
         return None
-    known = None
-    try:
-        if warehouse_is_on(Path.cwd()) is not None:
-            from cargo_cow.warehouse import building
-
-            known = building.foreseen(workspace, place, arguments, Path.cwd())
-            if known is None or not building.is_held_whole(place, known):
-                return (
-                    None  # Cargo itself is asked what the warehouse shall give, and then given it
-                )
-    except CowError:
-        return None  # said by whoever asks next
     if not identity.is_wished(place) and identity.seen_in(place.build_dir) not in (
         None,
         identity.own(place),
     ):
         return None  # it may get an identity, and Cargo has to be told before it starts
-    held = hold_back(place.build_dir)
-    return None if held is None else _Early(held, known)
+    return hold_back(place.build_dir)
 
 
-def _at_once(found: _Found, arguments: Sequence[str], early: _Early) -> int:
+def _at_once(
+    found: _Found, arguments: Sequence[str], held: HeldBack, known: Foreseen | None
+) -> int:
     """Run Cargo, and prepare while it reads manifests and resolves.
 
     That is more than half of a build of nothing, and Cargo asks nothing of the target before it has
@@ -136,22 +160,29 @@ def _at_once(found: _Found, arguments: Sequence[str], early: _Early) -> int:
 
     def prepare() -> tuple[_Ready, Stored | None]:
         ready = _prepare(found)
-        if not early.is_served():
+        if known is None or known.store is None:
             return ready, None
-        stored = _look(ready, arguments, early.known)
+        stored = _look(ready, arguments, known)
         return ready, None if stored is None else _give(ready, stored)
 
-    shim = early.is_served() or identity.is_wished(found.place)
-    return _beside(arguments, early.held, prepare, shim=shim)
+    served = known is not None and known.store is not None
+    return _beside(arguments, held, prepare, shim=served or identity.is_wished(found.place))
 
 
 def _given_meanwhile(
-    ready: _Ready, stored: Stored, arguments: Sequence[str], held: HeldBack
+    ready: _Ready,
+    stored: Stored,
+    arguments: Sequence[str],
+    held: HeldBack,
+    asking: Asking | None,
 ) -> int:
     """Run Cargo, and put into the target what the warehouse has while it reads and resolves."""
 
     def give() -> tuple[_Ready, Stored | None]:
-        return ready, _give(ready, stored)
+        given = _give(ready, stored)
+        if asking is not None:
+            asking.end()
+        return ready, given
 
     return _beside(arguments, held, give, shim=True)
 
@@ -175,7 +206,7 @@ def _beside(
             if stored is not None and stored.grafted is not None:
                 # There is more now than was looked at.
                 ready = ready._replace(found=None)
-            ahead = None if ready.noted else _Ahead(ready)
+            ahead = _Ahead(ready)
 
     def meanwhile() -> None:
         if ahead is not None:
@@ -230,6 +261,14 @@ class _Ahead:
 
     def __call__(self) -> None:
         place = self._ready.place
+        if self._ready.noted:
+            from cargo_cow.prepare import unchanged
+
+            if unchanged.awaits_what_is_missing(place.build_dir):
+                # What is built will be recorded: the rooms for that are loaded meanwhile.
+                from cargo_cow import prepare  # noqa: F401
+                from cargo_cow.snapshots import housekeeping
+            return
         with suppress(CowError, OSError):
             if not os.environ.get(FIXED_PATH):
                 from cargo_cow.snapshots import housekeeping
@@ -249,7 +288,12 @@ class _Ahead:
         return drafted is not None and drafted.captured and unchanged.serves(place, drafted)
 
 
-def _look(ready: _Ready, arguments: Sequence[str], known: Foreseen | None = None) -> Stored | None:
+def _look(
+    ready: _Ready,
+    arguments: Sequence[str],
+    known: Foreseen | None = None,
+    asking: Asking | None = None,
+) -> Stored | None:
     """What the warehouse has of the command's units; None where it is off, or of no use."""
     try:
         if warehouse_is_on(Path.cwd()) is None:
@@ -264,6 +308,7 @@ def _look(ready: _Ready, arguments: Sequence[str], known: Foreseen | None = None
             judged=ready.plan,
             unchanged=ready.noted,
             known=known,
+            asking=asking,
         )
     except CowError as error:
         _warn(f"the warehouse is of no use here: {error}", error.hint)
@@ -418,14 +463,19 @@ def remember(workspace: Workspace, place: Place, *, since: int | None = None) ->
     if not os.path.isdir(place.build_dir):
         return True  # nothing was built
     from cargo_cow import prepare
+    from cargo_cow.filesystems.failures import translated
     from cargo_cow.prepare import unchanged
 
+    units = unit_times(place.build_dir)
+    target = Target(place.build_dir)
     try:
-        prepare.capture_of(workspace, since=since)
+        with translated("recording", Path(place.build_dir)):
+            # The place anew: somebody may have committed since the build began.
+            prepare.capture_at(target, place_of(workspace), since=since)
     except CowError as error:
         _warn(f"not recorded: {error}", "")
         return False
-    unchanged.note(place)
+    unchanged.note(place, units, target)
     return True
 
 

@@ -763,8 +763,10 @@ def _is_proc_macro(unit: Unit) -> bool:
     """A library that is nothing but a shared object; a cdylib that is depended on has an rlib."""
     if not unit.stem.startswith("lib-"):
         return False
-    kinds = {os.path.splitext(path)[1] for path in unit.compared_outputs()}
-    return ".so" in kinds and ".rlib" not in kinds
+    files = unit.files()
+    return any(path.endswith(".so") for path in files) and not any(
+        path.endswith(".rlib") for path in files
+    )
 
 
 def newest_below(path: str) -> int | None:

@@ -159,9 +159,22 @@ class Draft(NamedTuple):
     recent: dict[str, str | None]
 
 
-def note(place: Place) -> None:
-    """Leave a note of what is there now.  To be called when all of it is proven or recorded."""
-    drafted = draft(place)
+def awaits_what_is_missing(build_dir: str) -> bool:
+    """Whether the last note in ``build_dir`` speaks of a file that is not there: a script that
+    declares it runs on every build, and something is built although nothing changed."""
+    try:
+        return not all(_read(build_dir)["inputs"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def note(place: Place, units: dict[str, int] | None = None, target: Target | None = None) -> None:
+    """Leave a note of what is there now.  To be called when all of it is proven or recorded.
+
+    ``units`` are the `unit_times` of before ``target`` was read: a unit that came since makes the
+    note untrue.
+    """
+    drafted = draft(place, units, target=target)
     if drafted is not None and not drafted.recent:
         leave(place, drafted)
 
@@ -190,7 +203,11 @@ def serves(place: Place, drafted: Draft) -> bool:
 
 
 def draft(
-    place: Place, units: dict[str, int] | None = None, found: Look | None = None
+    place: Place,
+    units: dict[str, int] | None = None,
+    found: Look | None = None,
+    *,
+    target: Target | None = None,
 ) -> Draft | None:
     """What `note` would leave now; None where there can be no note.
 
@@ -205,8 +222,9 @@ def draft(
     from cargo_cow.prepare.capture import read_ledger
     from cargo_cow.prepare.packages import Packages
 
-    target = Target(place.build_dir) if found is None else found.target
     units = unit_times(place.build_dir) if units is None else units
+    if target is None:
+        target = Target(place.build_dir) if found is None else found.target
     ledger = read_ledger(place.build_dir)
     contents = Contents.of(place.build_dir)
     captured = True

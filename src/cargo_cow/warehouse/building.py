@@ -66,6 +66,17 @@ def foreseen(
     return None if asked is None else Foreseen(store, asked)
 
 
+def asking(
+    workspace: Workspace, place: Place, arguments: Sequence[str], cwd: Path
+) -> planning.Asking | None:
+    """Cargo asked for what was not `foreseen`, while something else is done; None where the
+    warehouse is off.  Raises CowError."""
+    store = surroundings.store_for(place.build_dir, cwd)
+    if store is None:
+        return None
+    return planning.Asking(workspace, arguments, cwd, store[0], _without_probes(place))
+
+
 def is_held_whole(place: Place, known: Foreseen) -> bool:
     """Whether Cargo finds a lock in every profile that the command asks for: one that is not there
     yet is not held back from."""
@@ -113,13 +124,14 @@ def look(
     unchanged: bool = False,
     dry_run: bool = False,
     known: Foreseen | None = None,
+    asking: planning.Asking | None = None,
 ) -> Ready | None:
     """What the warehouse has of what ``cargo <arguments>`` will ask for, and is right here.
 
     ``judged`` is what a proof found of the target a moment ago; ``unchanged``: nothing has changed
-    since the last build, so that what is there is right; ``known`` what was foreseen.  Of the
-    target nothing is touched but what Cargo learns of the compiler while it is asked (not in a
-    ``dry_run``).
+    since the last build, so that what is there is right; ``known`` what was foreseen, ``asking`` a
+    Cargo that is asked already.  Of the target nothing is touched but what Cargo learns of the
+    compiler while it is asked (not in a ``dry_run``).
 
     None where the warehouse is off.  Raises CowError.
     """
@@ -129,13 +141,13 @@ def look(
     store = surroundings.store_for(place.build_dir, cwd) if known is None else known.store
     if store is None:
         return None
-    asked = (
-        known.asked
-        if known is not None
-        else planning.ask(
-            workspace, arguments, cwd, store[0], learned=None if dry_run else _without_probes(place)
-        )
-    )
+    if known is not None:
+        asked = known.asked
+    elif asking is not None:
+        asked = asking.answer()
+    else:
+        learned = None if dry_run else _without_probes(place)
+        asked = planning.ask(workspace, arguments, cwd, store[0], learned=learned)
     if asked is None:
         return Ready(None, None, None, since, unit_times(place.build_dir))
     complete = planning.is_complete(asked, place.build_dir)
@@ -153,7 +165,12 @@ def look(
     source = grafting.Source(*store, place, cwd, asked)
     if not source.is_own() and source.around is None:
         return None
-    wanted = grafting.plan(place, asked, source, judged)
+    if not complete:
+        source.begin()  # something will come, most likely
+    try:
+        wanted = grafting.plan(place, asked, source, judged)
+    finally:
+        source.end()
     return Ready(asked, wanted, None, since, unit_times(place.build_dir))
 
 
@@ -203,9 +220,9 @@ def give(ready: Ready, workspace: Workspace, place: Place, *, say: Callable[[str
 
 
 def _without_probes(place: Place) -> Path | None:
-    """A target, if it is there, in which Cargo has not asked the compiler about itself yet."""
+    """A target, there or not yet, in which Cargo has not asked the compiler about itself."""
     target = Path(place.build_dir)
-    return target if target.is_dir() and not (target / planning.INFO).exists() else None
+    return None if (target / planning.INFO).exists() else target
 
 
 def _bring_probes(store: Path, target: Path) -> None:

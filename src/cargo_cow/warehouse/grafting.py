@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cargo_cow import filesystems, native, prepare
 from cargo_cow.cargo.lock import build_lock
@@ -36,6 +36,9 @@ from cargo_cow.warehouse.planning import Asked
 from cargo_cow.warehouse.surroundings import Surroundings, around
 from cargo_cow.warehouse.units import FORMAT, Memo, key_of, variable_now
 
+if TYPE_CHECKING:
+    import threading
+
 NEVER_KEPT = "it was never kept"
 """The reason for a unit of which there is no entry at all."""
 _ASIDE = ".cargo-cow"
@@ -52,6 +55,30 @@ class Source:
         self._place = place
         self._cwd = cwd
         self._asked = asked
+        self._begun: threading.Thread | None = None
+        self._found: Surroundings | CowError | None = None
+
+    def begin(self) -> None:
+        """Look around while something else is done."""
+        import threading
+
+        self._begun = threading.Thread(target=self._look, daemon=True)
+        self._begun.start()
+
+    def end(self) -> None:
+        """Wait for what was begun: who forks has no other threads."""
+        if self._begun is not None:
+            self._begun.join()
+
+    def _look(self) -> None:
+        asked = self._asked
+        profiles = {key.rpartition("/")[0] for key, _ in asked.units}
+        try:
+            self._found = around(
+                self._place.build_dir, self._cwd, asked.rustc, asked.toolchain, profiles
+            )
+        except CowError as error:
+            self._found = error
 
     def is_own(self) -> bool:
         """Whether the store is there, and this user's alone: nothing is read of another one."""
@@ -63,9 +90,12 @@ class Source:
     @functools.cached_property
     def around(self) -> Surroundings | None:
         """None where the store is not to be used.  Raises CowError."""
-        asked = self._asked
-        profiles = {key.rpartition("/")[0] for key, _ in asked.units}
-        found = around(self._place.build_dir, self._cwd, asked.rustc, asked.toolchain, profiles)
+        if self._begun is None:
+            self._look()
+        self.end()
+        found = self._found
+        if isinstance(found, CowError):
+            raise found
         # Another store serves the target by now: nothing is taken from this one.
         return found if found is not None and found.root == self.root else None
 

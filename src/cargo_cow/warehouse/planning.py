@@ -11,6 +11,7 @@ compiles and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cargo_cow.cargo import configuration
 from cargo_cow.cargo.target import Layout, unit_at
 from cargo_cow.cargo.workspace import cargo_program
-from cargo_cow.prepare.proof import HOPELESS
+from cargo_cow.errors import CowError
 
 if TYPE_CHECKING:
     import subprocess
@@ -97,18 +98,115 @@ def ask(
     words = list(arguments)
     if not is_learned(workspace, words):
         return None
-    selection = _selection(workspace, words, cwd)
     if store is not None:
-        known = _remembered(store, selection)
+        known = remembered(workspace, words, cwd, store)
         if known is not None:
             return known
-    try:
-        asked = _planned(words, cwd, store, learned)
-    except OSError:
-        return None
-    if asked is not None and store is not None:
-        _remember(store, selection, asked)
-    return asked
+    with Asking(workspace, words, cwd, store, learned) as asking:
+        return asking.answer()
+
+
+class Asking:
+    """Cargo, asked what ``cargo <arguments>`` would ask for, while something else is done."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        arguments: Sequence[str],
+        cwd: Path,
+        store: Path | None,
+        learned: Path | None,
+    ) -> None:
+        """As `ask`, which looks before whether the answer is known.  Raises nothing."""
+        self._store = store
+        self._learned = learned
+        self._selection = _selection(workspace, list(arguments), cwd)
+        self._scratch: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        with contextlib.suppress(OSError, CowError):
+            self._begin(list(arguments), cwd)
+
+    def __enter__(self) -> Asking:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Whatever came of it, nothing of it is left; a second time nothing happens."""
+        import shutil
+
+        process, self._process = self._process, None
+        if process is not None:
+            if process.returncode is None:
+                process.kill()
+            assert process.stderr is not None
+            process.stderr.close()
+            process.wait()
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _begin(self, words: list[str], cwd: Path) -> None:
+        import shutil
+        import subprocess
+        import tempfile
+
+        from cargo_cow import native
+
+        self._scratch = Path(os.path.realpath(tempfile.mkdtemp(prefix="cargo-cow-plan-")))
+        target = self._scratch / "target"
+        target.mkdir()
+        probes = None if self._store is None else self._store / PROBES
+        if self._learned is None and probes is not None and probes.is_file():
+            # What Cargo asked the compiler before; it judges itself whether that still holds.  In
+            # a target without any it would ask, and go by what is said now.
+            shutil.copyfile(probes, target / INFO)
+        environment = {
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("CARGO_LOG")
+            },
+            "CARGO_TARGET_DIR": str(target),
+            "CARGO_BUILD_BUILD_DIR": str(target),
+            "CARGO_LOG": "cargo::core::compiler::fingerprint=debug",
+            "CARGO_TERM_COLOR": "never",
+            "CARGO_TERM_PROGRESS_WHEN": "never",
+            "CARGO_TERM_QUIET": "false",
+            "RUST_BACKTRACE": "0",
+            "RUST_LIB_BACKTRACE": "0",
+            "RUSTC_WRAPPER": str(native.program()),
+            "CARGO_COW_PLANNING": str(self._scratch / "compilers"),
+        }
+        self._process = subprocess.Popen(
+            [cargo_program(), *_without_target(words)],
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    def answer(self) -> Asked | None:
+        """What Cargo says, which the store remembers; None where it does not say it."""
+        if self._process is None or self._scratch is None:
+            return None
+        target = self._scratch / "target"
+        try:
+            names = _listen(self._process)
+            made = target / INFO
+            if made.is_file():
+                if self._store is not None:
+                    _keep_probes(made, self._store / PROBES)
+                if self._learned is not None:
+                    _tell(made, self._learned)
+        except OSError:
+            return None
+        asked = _understood(names, target, self._scratch / "compilers")
+        if asked is not None and self._store is not None:
+            _remember(self._store, self._selection, asked)
+        return asked
 
 
 def is_complete(asked: Asked, build_dir: str) -> bool:
@@ -124,6 +222,8 @@ def is_fresh(asked: Asked, judged: Plan) -> bool:
 
     A script that Cargo always reruns has Cargo build all that depends on it, whatever is there.
     """
+    from cargo_cow.prepare.proof import HOPELESS  # who has a plan has loaded that already
+
     found = {verdict.key: verdict for verdict in judged.verdicts}
 
     def is_hopeless(key: str) -> bool:
@@ -209,54 +309,6 @@ def _remember(store: Path, selection: str, asked: Asked) -> None:
         return
 
 
-def _planned(
-    arguments: list[str], cwd: Path, store: Path | None, learned: Path | None
-) -> Asked | None:
-    import shutil
-    import tempfile
-
-    from cargo_cow import native
-
-    scratch = Path(os.path.realpath(tempfile.mkdtemp(prefix="cargo-cow-plan-")))
-    probes = None if store is None else store / PROBES
-    try:
-        target = scratch / "target"
-        target.mkdir()
-        notes = scratch / "compilers"
-        made = target / INFO
-        if learned is None and probes is not None and probes.is_file():
-            # What Cargo asked the compiler before; it judges itself whether that still holds.  In
-            # a target without any it would ask, and go by what is said now.
-            shutil.copyfile(probes, made)
-        environment = {
-            **{
-                name: value
-                for name, value in os.environ.items()
-                if not name.startswith("CARGO_LOG")
-            },
-            "CARGO_TARGET_DIR": str(target),
-            "CARGO_BUILD_BUILD_DIR": str(target),
-            "CARGO_LOG": "cargo::core::compiler::fingerprint=debug",
-            "CARGO_TERM_COLOR": "never",
-            "CARGO_TERM_PROGRESS_WHEN": "never",
-            "CARGO_TERM_QUIET": "false",
-            "RUST_BACKTRACE": "0",
-            "RUST_LIB_BACKTRACE": "0",
-            "RUSTC_WRAPPER": str(native.program()),
-            "CARGO_COW_PLANNING": str(notes),
-        }
-        words = [cargo_program(), *_without_target(arguments)]
-        names = _listen(words, environment, cwd)
-        if made.is_file():
-            if probes is not None:
-                _keep_probes(made, probes)
-            if learned is not None:
-                shutil.copyfile(made, learned / INFO)
-        return _understood(names, target, notes)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _without_target(arguments: list[str]) -> list[str]:
     """The arguments without ``--target-dir``, which counts more than a variable, and without what
     follows ``--``."""
@@ -272,51 +324,42 @@ def _without_target(arguments: list[str]) -> list[str]:
     return found
 
 
-def _listen(words: list[str], environment: dict[str, str], cwd: Path) -> list[str]:
-    """Run Cargo to its first compile; the paths of fingerprints that it names.
+def _listen(process: subprocess.Popen[bytes]) -> list[str]:
+    """Let Cargo run to its first compile; the paths of fingerprints that it names.
 
     What it says of the registry it says once, so people hear it now.
     """
-    import subprocess
     import threading
 
     found: list[str] = []
     ended: threading.Timer | None = None
-    with subprocess.Popen(
-        words,
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    ) as process:
-        late = threading.Timer(_LONGEST, process.kill)
-        late.daemon = True
-        late.start()
-        try:
-            assert process.stderr is not None
-            for raw in process.stderr:
-                line = os.fsdecode(raw).rstrip("\n")
-                logged = _LOGGED.search(line)
-                if ended:
-                    continue
-                if logged is not None:
-                    found.append(logged[1])
-                elif line.startswith("error"):
-                    # The first compile, which comes when all is planned, or what is wrong.  Cargo
-                    # writes down at its end what it learned of the compiler; it ends at once, but
-                    # where it goes on with all the rest (`--keep-going`).
-                    ended = threading.Timer(_ENDING, process.kill)
-                    ended.daemon = True
-                    ended.start()
-                elif line.lstrip().startswith(_SAID) and line.startswith("  "):
-                    print(line, file=sys.stderr)
-        finally:
-            late.cancel()
-            if ended is None or not _ends(process):
-                process.kill()
-            if ended is not None:
-                ended.cancel()
+    late = threading.Timer(_LONGEST, process.kill)
+    late.daemon = True
+    late.start()
+    try:
+        assert process.stderr is not None
+        for raw in process.stderr:
+            line = os.fsdecode(raw).rstrip("\n")
+            logged = _LOGGED.search(line)
+            if ended:
+                continue
+            if logged is not None:
+                found.append(logged[1])
+            elif line.startswith("error"):
+                # The first compile, which comes when all is planned, or what is wrong.  Cargo
+                # writes down at its end what it learned of the compiler; it ends at once, but
+                # where it goes on with all the rest (`--keep-going`).
+                ended = threading.Timer(_ENDING, process.kill)
+                ended.daemon = True
+                ended.start()
+            elif line.lstrip().startswith(_SAID) and line.startswith("  "):
+                print(line, file=sys.stderr)
+    finally:
+        late.cancel()
+        if ended is None or not _ends(process):
+            process.kill()
+        if ended is not None:
+            ended.cancel()
     return found
 
 
@@ -342,6 +385,14 @@ def _keep_probes(made: Path, kept: Path) -> None:
         temporary.replace(kept)
     except OSError:
         return
+
+
+def _tell(made: Path, learned: Path) -> None:
+    """Give a target what Cargo learned just now, if it is there by now and knows nothing."""
+    import shutil
+
+    if learned.is_dir() and not (learned / INFO).exists():
+        shutil.copyfile(made, learned / INFO)
 
 
 def _understood(names: list[str], target: Path, notes: Path) -> Asked | None:
