@@ -121,13 +121,14 @@ def test_units_that_came_beside_what_was_looked_at(place: Place) -> None:
     assert _build(place, project, *tests).rustc == []
 
 
-def test_a_profile_that_is_not_there_yet(place: Place) -> None:
+@pytest.mark.parametrize("gone", ["", ".fingerprint"])
+def test_a_profile_that_is_not_there_yet(place: Place, gone: str) -> None:
     """Its lock is not held back from: what is known of the command is of no use then."""
     project = place.project("main", LOOKING)
     _build(place, project)
     _build(place, project, "build", "--release")
     assert _build(place, project, "build", "--release").rustc == []
-    shutil.rmtree(project / "target/release")
+    shutil.rmtree(project / "target/release" / gone)
     built = _build(place, project, "build", "--release", **_slow(place, "--give-units"))
     assert (place.scratch / "asked").exists()
     assert built.rustc == []

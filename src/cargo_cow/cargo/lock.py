@@ -137,9 +137,9 @@ def is_held_back(build_dir: str | os.PathLike[str]) -> bool:
     )
 
 
-def is_lockable(directory: str) -> bool:
-    """Whether a profile's directory has the lock that Cargo takes in it."""
-    return os.path.exists(f"{directory}/{LOCK_NAMES[0]}")
+def is_profile_held_back(directory: str) -> bool:
+    """Whether this process holds Cargo back from one profile, there or not."""
+    return _is_held_back(f"{directory}/{LOCK_NAMES[0]}")
 
 
 def _is_held_back(path: str) -> bool:

@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     if found is None:
         return _cargo(arguments, None, None)
     foresight = _foresee(found, arguments) if verb in _COMPILING else _Foresight()
-    held = _hold_back(found.place) if foresight.early else None
+    held = _hold_back(found.place, foresight.known) if foresight.early else None
     if held is not None:
         return _at_once(found, arguments, held, foresight.known)
     with _asking(found, arguments) if foresight.ask else nullcontext() as asking:
@@ -121,7 +121,7 @@ def _foresee(found: _Found, arguments: Sequence[str]) -> _Foresight:
         known = building.foreseen(workspace, place, arguments, Path.cwd())
         if known is None:
             return _Foresight(ask=True)
-        return _Foresight(known, early=building.is_held_whole(place, known))
+        return _Foresight(known, early=True)
     except CowError:
         return _Foresight()  # said by whoever asks next
 
@@ -137,7 +137,7 @@ def _asking(found: _Found, arguments: Sequence[str]) -> AbstractContextManager[A
     return nullcontext() if asking is None else asking
 
 
-def _hold_back(place: Place) -> HeldBack | None:
+def _hold_back(place: Place, known: Foreseen | None) -> HeldBack | None:
     """Hold Cargo back from the target, if it can be."""
     if os.environ.get(FIXED_PATH):
         return None
@@ -146,7 +146,11 @@ def _hold_back(place: Place) -> HeldBack | None:
         identity.own(place),
     ):
         return None  # it may get an identity, and Cargo has to be told before it starts
-    return hold_back(place.build_dir)
+    if known is None:
+        return hold_back(place.build_dir)
+    from cargo_cow.warehouse import building
+
+    return building.hold_whole(place, known.asked)
 
 
 def _at_once(
@@ -203,6 +207,9 @@ def _beside(
         nonlocal ready, stored, ahead
         with held:
             ready, stored = work()
+            if stored is not None:
+                # Nobody else has built since: Cargo is held back from before it was started.
+                stored = stored._replace(since=min(stored.since, began))
             if stored is not None and stored.grafted is not None:
                 # There is more now than was looked at.
                 ready = ready._replace(found=None)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cargo_cow.cargo.lock import HeldBack, hold_back, is_lockable
+from cargo_cow.cargo.lock import HeldBack, hold_back, is_profile_held_back
 from cargo_cow.cargo.target import unit_times
 from cargo_cow.cargo.workspace import Workspace
 from cargo_cow.errors import CowError, UsageError
@@ -77,12 +77,11 @@ def asking(
     return planning.Asking(workspace, arguments, cwd, store[0], _without_probes(place))
 
 
-def is_held_whole(place: Place, known: Foreseen) -> bool:
-    """Whether Cargo finds a lock in every profile that the command asks for: one that is not there
-    yet is not held back from."""
-    asked = () if known.asked is None else known.asked.units
-    profiles = {key.rpartition("/")[0] for key, _ in asked}
-    return all(is_lockable(f"{place.build_dir}/{name}") for name in profiles)
+def is_held_whole(place: Place, asked: Asked | None) -> bool:
+    """Whether Cargo is held back from every profile that it will ask for: from one that is not
+    there yet it is not."""
+    profiles = {key.rpartition("/")[0] for key, _ in (() if asked is None else asked.units)}
+    return all(is_profile_held_back(f"{place.build_dir}/{name}") for name in profiles)
 
 
 def before(
@@ -188,11 +187,13 @@ def hold(ready: Ready, place: Place) -> HeldBack | None:
     except CowError:
         return None  # it will be said by who puts something there
     _bring_probes(ready.plan.source.root, Path(place.build_dir))
+    return hold_whole(place, ready.asked)
+
+
+def hold_whole(place: Place, asked: Asked | None) -> HeldBack | None:
+    """Hold Cargo back from all that it will ask for; None where that cannot be had."""
     held = hold_back(place.build_dir)
-    if held is None or ready.asked is None:
-        return held
-    known = Foreseen((ready.plan.source.root, ready.plan.source.copies), ready.asked)
-    if not is_held_whole(place, known):
+    if held is not None and not is_held_whole(place, asked):
         held.release()
         return None
     return held

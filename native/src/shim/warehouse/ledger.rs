@@ -180,12 +180,12 @@ impl Ledgers {
     /// Unlike an artefact it is written by whoever likes: what is so young that it may be written
     /// again in the same tick is not remembered.
     pub fn digest_below(&mut self, profile: &Path, path: &Path) -> Option<String> {
-        let mut file = File::open(path).ok()?;
-        let identity = Identity::of(&file.metadata().ok()?);
+        let identity = Identity::of(&fs::metadata(path).ok()?);
         let name = format!("D\t{}", words_of(&identity));
         if let Some(digest) = self.of(profile)?.lines.get(&name) {
             return Some(digest.clone());
         }
+        let mut file = File::open(path).ok()?;
         let before = inputs::file_clock();
         let (size, digest) = inputs::digest(&mut file).ok()?;
         if Identity::of(&file.metadata().ok()?) != identity || size != identity.size {
