@@ -76,6 +76,10 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Some("--keep") if arguments.len() == 2 => warehouse::finish(Path::new(&arguments[1]))
             .map(|()| json!({}))
             .map_err(Failure::usage),
+        Some("--environment") => Ok(json!(warehouse::runs::environment())),
+        Some("--follow") => warehouse::follow::follow(&arguments[1..])
+            .map(|()| json!({}))
+            .map_err(Failure::usage),
         Some("--warehouse") => request().and_then(|it| warehouse::surroundings::tell(&it)),
         Some("--keep-units") => request().and_then(|it| warehouse::units::keep(&it)),
         Some("--give-units") => request().and_then(|it| warehouse::units::give(&it)),

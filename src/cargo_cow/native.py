@@ -118,6 +118,14 @@ def warehouse(request: dict[str, Any], environment: Mapping[str, str]) -> dict[s
     return _ask(["--warehouse"], json.dumps(request).encode(), environment)
 
 
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Digests of those of the variables that Cargo's scripts may go by, as `runs.rs` notes them.
+
+    Raises NativeMissing and FilesystemFailed.
+    """
+    return _ask(["--environment"], b"", variables)
+
+
 def keep_units(request: dict[str, Any]) -> dict[str, Any]:
     """Put whole units into a store (``units.rs``).  Raises NativeMissing and FilesystemFailed."""
     return _ask(["--keep-units"], json.dumps(request).encode())

@@ -61,6 +61,9 @@ class Place(NamedTuple):
         return {
             "RUSTC_WRAPPER": str(native.program()),
             "CARGO_COW_WAREHOUSE": str(self.store),
+            # The shim's door alone.
+            "CARGO_COW_SEEDING": "1",
+            "CARGO_COW_KEEP": "off",
             **extra,
         }
 
@@ -76,7 +79,7 @@ class Place(NamedTuple):
     def wait(self) -> None:
         """Until all that was compiled is kept, which goes on after the build."""
         until = time.monotonic() + 30
-        while list(self.store.glob("making/*")):
+        while list(self.store.glob("making/*")) or list(self.store.glob("following/*")):
             assert time.monotonic() < until, "it is never kept"
             time.sleep(0.01)
 

@@ -1,10 +1,11 @@
-//! Filling a target that is not there yet, at Cargo's first probe.
+//! Filling a target that is not there yet, at Cargo's first probe: from a sibling checkout, and with
+//! what the warehouse has.
 //!
 //! Cargo asks its wrapper for `RUSTC -vV` before it opens the target directory (measured with
 //! Cargo 1.95), so what is in the target when the probe returns counts as having been there.
 //! Every decision is `cargo-cow prepare --seed`'s.  What happens here is a cheap filter before a
-//! Python start: in any doubt Python is asked, and only where there is a sibling checkout and
-//! this one never had a target.
+//! Python start: in any doubt Python is asked, and only where there is a sibling checkout or a
+//! warehouse, and this one never had a target.
 //!
 //! Cargo keeps the probe's answer in `target/.rustc_info.json` and does not probe again while
 //! that holds, so ordinary compiles set the marker, too.
@@ -23,7 +24,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::checkout::Checkout;
-use super::{log, strip_prefix, variable};
+use super::{log, strip_prefix, variable, warehouse};
 use crate::signals::{self, Forwarding};
 
 /// Longer than any clone should take; a build must not hang on us.
@@ -31,6 +32,8 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// Holds the identity of the Cargo process that was last told "no": Cargo 1.95 probes twice, and
 /// the second Python start would find out the same.
 const ASKED: &str = "asked";
+/// What switches the warehouse on, as a variable or in `[env]` of a configuration file.
+const WAREHOUSE: &str = "CARGO_COW_WAREHOUSE";
 /// From SIGTERM to SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -70,7 +73,7 @@ const NOT_BUILDING: &[&str] = &[
 ];
 
 /// The Cargo process that called us, as `/proc` shows it.
-struct Cargo {
+pub struct Cargo {
     /// Its number and start time, which no other process has; `None` if it is not our parent.
     identity: Option<String>,
     directory: PathBuf,
@@ -134,14 +137,15 @@ pub fn at_probe() {
         make_marker(&checkout);
         return;
     }
-    if !checkout.has_sibling() || cargo.was_answered(&checkout) {
+    let words = cargo.words().filter(|_| cargo.may_have_warehouse());
+    if (words.is_none() && !checkout.has_sibling()) || cargo.was_answered(&checkout) {
         return;
     }
     let Some(program) = program() else {
         log("not seeded: cargo-cow is not beside this program");
         return;
     };
-    match cargo.seed(&program) {
+    match cargo.seed(&program, words.unwrap_or_default()) {
         Ok(outcome) => log(&format!("seeding: {outcome}")),
         Err(error) => log(&format!("cannot run {}: {error}", program.display())),
     }
@@ -165,9 +169,10 @@ pub fn program() -> Option<PathBuf> {
 
 impl Cargo {
     /// `None`: our parent is not Cargo, or `/proc` does not say.
-    fn calling() -> Option<Self> {
+    pub fn calling() -> Option<Self> {
         let parent = rustix::process::getppid()?.as_raw_nonzero();
         let line = fs::read(format!("/proc/{parent}/cmdline")).ok()?;
+        let line = line.strip_suffix(&[0]).unwrap_or(&line);
         let mut words = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
         let name = Path::new(words.next()?).file_name()?;
         if name != "cargo" {
@@ -214,6 +219,20 @@ impl Cargo {
             }
         }
         None
+    }
+
+    /// The subcommand and what follows it up to `--`, for those who ask Cargo what it builds.
+    ///
+    /// `None`: what stands before it says more than how much is to be told.
+    pub fn words(&self) -> Option<&[OsString]> {
+        let told = |word: &&OsString| {
+            let word = word.as_bytes();
+            matches!(word, b"-q" | b"--quiet" | b"--verbose") || word.starts_with(b"-v")
+        };
+        let first = self.arguments.iter().take_while(told).count();
+        let words = &self.arguments[first..];
+        let verb = words.first()?;
+        (!verb.as_bytes().starts_with(b"-") && !verb.as_bytes().starts_with(b"+")).then_some(words)
     }
 
     fn may_build(&self) -> bool {
@@ -263,14 +282,49 @@ impl Cargo {
         beside_manifest(project, checkout)
     }
 
-    /// Whether a configuration file (or `--config`) mentions a directory for build output, or
-    /// includes another that might.
+    /// Whether the configuration mentions a directory for build output, or includes another that
+    /// might.
     fn configuration_decides(&self) -> bool {
-        let mentions = |text: &[u8]| {
-            [&b"target-dir"[..], b"build-dir", b"include"]
-                .iter()
-                .any(|key| contains(text, key))
-        };
+        self.is_configured(&[b"target-dir", b"build-dir", b"include"])
+    }
+
+    /// Whether there may be a warehouse here with something in it: a Python start, and Cargo asked
+    /// for its plan, are more than a small project's first build should pay for nothing.
+    fn may_have_warehouse(&self) -> bool {
+        let setting = variable(WAREHOUSE);
+        match &setting {
+            Some(value) if value == "off" || value == "0" => return false,
+            Some(value) if value != "on" => return has_units(Path::new(value)),
+            Some(_) => {}
+            None if self.is_configured(&[WAREHOUSE.as_bytes(), b"include"]) => {}
+            None => return false,
+        }
+        // A store that a file names, or one beside a target elsewhere, only Python finds.
+        let elsewhere = (setting.is_none() && self.names_store()) || self.configuration_decides();
+        let targets = ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"].map(variable);
+        let given = self.option("--target-dir").map(OsStr::to_owned);
+        elsewhere
+            || given.is_some()
+            || targets.iter().any(Option::is_some)
+            || warehouse::cache().is_some_and(|cache| has_units(&cache.join("warehouse")))
+            || self
+                .project_directory()
+                .ancestors()
+                .any(|above| has_units(&above.join(".cargo-cow/warehouse")))
+    }
+
+    /// Whether configuration files may set the warehouse to anything else than `on`.
+    fn names_store(&self) -> bool {
+        let on = format!("{WAREHOUSE} = \"on\"");
+        self.configurations().any(|text| {
+            let text = String::from_utf8_lossy(&text);
+            text.matches(WAREHOUSE).count() != text.matches(&on).count()
+        })
+    }
+
+    /// Whether a configuration file (or `--config`) holds one of the words.
+    fn is_configured(&self, words: &[&[u8]]) -> bool {
+        let mentions = |text: &[u8]| words.iter().any(|word| contains(text, word));
         if let Some(value) = self.option("--config") {
             // Its value may also be the path of a file.
             let file = fs::read(self.directory.join(value)).unwrap_or_default();
@@ -278,18 +332,23 @@ impl Cargo {
                 return true;
             }
         }
+        self.configurations().any(|text| mentions(&text))
+    }
+
+    /// What is in the configuration files.
+    fn configurations(&self) -> impl Iterator<Item = Vec<u8>> {
         let above = self
             .directory
             .ancestors()
             .map(|directory| directory.join(".cargo"));
-        above.chain(super::observe::cargo_home()).any(|directory| {
-            ["config.toml", "config"]
-                .iter()
-                .any(|name| fs::read(directory.join(name)).is_ok_and(|text| mentions(&text)))
-        })
+        let files = above.chain(super::observe::cargo_home());
+        files
+            .flat_map(|directory| ["config.toml", "config"].map(|name| directory.join(name)))
+            .filter_map(|file| fs::read(file).ok())
     }
 
-    fn seed(&self, program: &Path) -> io::Result<String> {
+    /// `words`: the command whose units the warehouse may have.
+    fn seed(&self, program: &Path, words: &[OsString]) -> io::Result<String> {
         let mut command = Command::new(program);
         command
             .args(["prepare", "--seed"])
@@ -303,6 +362,9 @@ impl Cargo {
             if let Some(value) = self.option(name) {
                 command.arg(name).arg(value);
             }
+        }
+        if !words.is_empty() {
+            command.arg("--").args(words);
         }
         let forwarding = Forwarding::begin();
         let mut child = command.spawn().inspect_err(|_| {
@@ -400,6 +462,14 @@ fn beside_manifest(project: &Path, checkout: &Path) -> Target {
     }
 }
 
+/// Whether a store holds anything; what may not be looked into counts.
+fn has_units(store: &Path) -> bool {
+    match fs::read_dir(store.join("units")) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
 /// A symlink that leads nowhere counts: it is somebody's arrangement.
 fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
@@ -441,6 +511,19 @@ mod tests {
             "install ripgrep",
         ] {
             assert!(!cargo(line).may_build(), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for() {
+        let words = |line: &str| {
+            let words = cargo(line).words().map(|words| words.join(OsStr::new(" ")));
+            words.map(|words| words.into_string().unwrap())
+        };
+        assert_eq!(words("build -p a").as_deref(), Some("build -p a"));
+        assert_eq!(words("-q -vv t --lib").as_deref(), Some("t --lib"));
+        for line in ["", "--config a=1 build", "+nightly build", "-C sub b"] {
+            assert_eq!(words(line), None, "{line}");
         }
     }
 

@@ -47,7 +47,7 @@ def command(
     from cargo_cow.cargo.workspace import load
     from cargo_cow.errors import UsageError
     from cargo_cow.prepare.place import place_of
-    from cargo_cow.warehouse import building, surroundings
+    from cargo_cow.warehouse import building, planning, surroundings
 
     cwd = Path.cwd()
     arguments = list(words) or ["build"]
@@ -59,17 +59,25 @@ def command(
             "the warehouse is switched off here",
             hint="cargo cow init --warehouse, or CARGO_COW_WAREHOUSE=on",
         )
+    if not planning.is_planned(arguments):
+        raise _silent(arguments)
     if keep:
         return _keep(workspace, place, cwd, [*arguments, *chosen], style)
     ready = building.before(
         workspace, place, [*arguments, *chosen], cwd, dry_run=dry_run, say=render.say
     )
     if ready is None or ready.asked is None:
-        raise UsageError(
-            f"cargo {' '.join(arguments)} does not say what it would build",
-            hint="name a command that builds, such as build or test; a Cargo.lock is needed",
-        )
+        raise _silent(arguments)
     return _show(ready, style)
+
+
+def _silent(arguments: list[str]) -> Exception:
+    from cargo_cow.errors import UsageError
+
+    return UsageError(
+        f"cargo {' '.join(arguments)} does not say what it would build",
+        hint="name a command that builds, such as build or test; a Cargo.lock is needed",
+    )
 
 
 _NEVER = (1 << 62) - 1  # later than anything that is built

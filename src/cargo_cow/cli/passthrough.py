@@ -84,6 +84,8 @@ def _in_turn(
     environment = None
     if arguments[0] in _COMPILING and (stored is not None or identity.is_wished(ready.place)):
         arguments, environment = _with_shim(arguments)
+    if stored is not None:
+        environment = _kept_by_us(environment)
     ahead = _Ahead(ready)
 
     def meanwhile() -> None:
@@ -221,6 +223,8 @@ def _beside(
 
     with held:
         words, environment = _with_shim(arguments) if shim else (arguments, None)
+        if shim:
+            environment = _kept_by_us(environment)
         began = time.time_ns()
         status = _cargo(words, environment, meanwhile, first=first)
     if ready is not None:
@@ -378,6 +382,12 @@ def _with_shim(arguments: Sequence[str]) -> tuple[Sequence[str], dict[str, str] 
     environment = {**os.environ, "CARGO_COW_SEEDING": "1"}
     wrapper = ["--config", f"build.rustc-wrapper={program}"]
     return [arguments[0], *wrapper, *arguments[1:]], environment
+
+
+def _kept_by_us(environment: dict[str, str] | None) -> dict[str, str]:
+    """What Cargo is started with where we keep what it builds: the shim need not wait for its end,
+    and notes that it is ours (`follow.rs`, `runs.rs`)."""
+    return {**(environment or os.environ), "CARGO_COW_KEEPER": str(os.getpid())}
 
 
 def _before_separator(arguments: list[str]) -> list[str]:

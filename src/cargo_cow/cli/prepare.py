@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
-from cargo_cow.cargo.workspace import load
+from cargo_cow.cargo.workspace import Workspace, load
 from cargo_cow.cli import render
 from cargo_cow.errors import CowError
 from cargo_cow.prepare import Report
@@ -27,6 +28,7 @@ from cargo_cow.prepare import Report
 @click.option("--manifest-path", help="The manifest, as Cargo's option of that name.")
 @click.option("--seed", is_flag=True, hidden=True, help="Called by the shim: quiet, never fails.")
 @render.format_option
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="")
 def command(
     dry_run: bool,
     donor: Path | None,
@@ -35,6 +37,7 @@ def command(
     manifest_path: str | None,
     seed: bool,
     style: str,
+    words: tuple[str, ...],
 ) -> int:
     """Make this checkout's target as fresh as can be proved.
 
@@ -54,6 +57,8 @@ def command(
     from cargo_cow.prepare.place import place_of
     from cargo_cow.snapshots import switching
 
+    if words and not seed:
+        raise click.UsageError(f"Got unexpected extra argument ({words[0]})")
     arguments = []
     if target_dir is not None:
         arguments += ["--target-dir", target_dir]
@@ -70,6 +75,8 @@ def command(
         report = switching.switched(
             workspace, donor=donor, dry_run=dry_run, say=say, allow_copy=not no_copy
         )
+        if words:
+            _graft(workspace, words, say)
     except CowError as error:
         if not seed:
             raise
@@ -82,6 +89,16 @@ def command(
     elif report.donor is not None:
         say(_summary(report))
     return 0
+
+
+def _graft(workspace: Workspace, words: Sequence[str], say: Callable[[str], None]) -> None:
+    """Put into the target what the warehouse has of a command that is about to run."""
+    from cargo_cow.prepare.place import place_of
+    from cargo_cow.warehouse import building
+
+    done = building.before(workspace, place_of(workspace), words, Path.cwd(), say=say)
+    if done is not None and done.grafted is not None and done.grafted.keys:
+        say(f"{len(done.grafted.keys)} units came from the warehouse")
 
 
 def as_json(report: Report) -> dict[str, object]:

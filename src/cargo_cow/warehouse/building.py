@@ -239,7 +239,8 @@ def _bring_probes(store: Path, target: Path) -> None:
 
 
 KEEPING = "CARGO_COW_KEEP"
-"""``wait``: a command ends when what it built is kept, for machines that end with it."""
+"""``wait``: a command ends when what it built is kept, for machines that end with it.  ``off``:
+whole units are kept where that is asked for."""
 
 
 def after(ready: Ready, workspace: Workspace, place: Place, arguments: Sequence[str]) -> None:
@@ -248,9 +249,10 @@ def after(ready: Ready, workspace: Workspace, place: Place, arguments: Sequence[
     It is this process once more, which has loaded nearly all that it takes: a new one costs as much
     as the rest of the work.  Nothing is raised.
     """
-    if not planning.is_planned(arguments):
+    if not planning.is_planned(arguments) or os.environ.get(KEEPING) == "off":
         return
     cwd = Path.cwd()
+    keeper = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
     try:
@@ -260,7 +262,7 @@ def after(ready: Ready, workspace: Workspace, place: Place, arguments: Sequence[
     if child == 0:
         try:
             _stand_alone()
-            keep(workspace, place, cwd, arguments, ready.since)
+            keep(workspace, place, cwd, arguments, ready.since, keeper)
         finally:
             # Not through what the command has still to do, which is its own.
             os._exit(0)
@@ -284,7 +286,12 @@ def _stand_alone() -> None:
 
 
 def keep(
-    workspace: Workspace, place: Place, cwd: Path, arguments: Sequence[str], since: int
+    workspace: Workspace,
+    place: Place,
+    cwd: Path,
+    arguments: Sequence[str],
+    since: int,
+    keeper: int | None = None,
 ) -> Kept | None:
     """Keep what is built in ``place`` (see ``units.keep``); None where the warehouse is off.
 
@@ -299,4 +306,6 @@ def keep(
             "Cargo does not say which compiler it calls",
             hint="name a command that builds, such as build or test; a Cargo.lock is needed",
         )
-    return units.keep(place, cwd, rustc=asked.rustc, toolchain=asked.toolchain, since=since)
+    return units.keep(
+        place, cwd, rustc=asked.rustc, toolchain=asked.toolchain, since=since, keeper=keeper
+    )

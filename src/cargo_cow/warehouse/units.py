@@ -34,6 +34,7 @@ from cargo_cow.prepare.contents import Contents, digest_of
 from cargo_cow.prepare.lints import is_clippys
 from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place, below
+from cargo_cow.warehouse.runs import Runs
 from cargo_cow.warehouse.surroundings import Surroundings, around
 
 if TYPE_CHECKING:
@@ -103,12 +104,22 @@ def key_of(layout: str, key: str) -> str:
     return str(blake3(json.dumps(["unit", FORMAT, layout, key]).encode()).hexdigest())
 
 
-def keep(place: Place, cwd: Path, *, rustc: str, toolchain: str | None, since: int) -> Kept | None:
+def keep(
+    place: Place,
+    cwd: Path,
+    *,
+    rustc: str,
+    toolchain: str | None,
+    since: int,
+    keeper: int | None = None,
+) -> Kept | None:
     """Keep every unit of the place's target that is not kept yet; None where the warehouse is off.
 
     Records must have been captured.  ``since`` (ns) is when the build began whose variables and
-    tools are those of now: of units that were built before it, what such may have changed is not
-    kept.  Needs no lock of Cargo's: what is built again meanwhile is recognised.
+    tools are those of now: of units that were built before it, what such may have changed is
+    kept only where the shim noted the variables.  ``keeper`` is the process that started that build
+    (see ``runs``).  Needs no lock of Cargo's: what is built again
+    meanwhile is recognised.
     Raises CowError.
     """
     with contextlib.suppress(OSError):
@@ -120,20 +131,22 @@ def keep(place: Place, cwd: Path, *, rustc: str, toolchain: str | None, since: i
         return None  # nothing was built there, or it is not ours to write
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _keep(place, cwd, rustc, toolchain, since)
+        return _keep(place, cwd, rustc, toolchain, since, keeper)
     finally:
         os.close(lock)
 
 
-def _keep(place: Place, cwd: Path, rustc: str, toolchain: str | None, since: int) -> Kept | None:
+def _keep(
+    place: Place, cwd: Path, rustc: str, toolchain: str | None, since: int, keeper: int | None
+) -> Kept | None:
     target = Target(place.build_dir)
     profiles = [profile.name for profile in target.profiles]
     found = around(place.build_dir, cwd, rustc, toolchain, profiles)
     if found is None:
         return None
     memo = Memo(place.build_dir, found.root)
-    keeper = _Keeper(target, place, found, memo, since)
-    pending = keeper.pending()
+    described = _Keeper(target, place, found, memo, Runs(place, target.profiles, since, keeper))
+    pending = described.pending()
     if not pending:
         return Kept(0, 0, {}, 0, 0)
     answer = native.keep_units(
@@ -144,7 +157,7 @@ def _keep(place: Place, cwd: Path, rustc: str, toolchain: str | None, since: int
             "units": [request for _, request in pending],
         }
     )
-    refused = dict(keeper.refused)
+    refused = dict(described.refused)
     for (unit, request), (digest, reason) in zip(pending, answer["kept"], strict=True):
         memo.units[unit.key] = (int(request["invoked"][1]), digest)
         if reason is not None:
@@ -159,13 +172,13 @@ class _Keeper:
     """Describes the units of one target as entries, dependencies first."""
 
     def __init__(
-        self, target: Target, place: Place, found: Surroundings, memo: Memo, since: int
+        self, target: Target, place: Place, found: Surroundings, memo: Memo, runs: Runs
     ) -> None:
         self._target = target
         self._place = place
         self._found = found
         self._memo = memo
-        self._since = since
+        self._runs = runs
         self.refused: dict[str, str] = {}
         self._contents = Contents.of(place.build_dir)
         packages = Packages(place.checkout, place.workspace, place.build_dir, self._contents)
@@ -301,7 +314,7 @@ class _Keeper:
         if unit.is_script_run:
             needs["tools"] = found.tools
             needs["processor"] = found.processor
-            self._just_now(invoked)
+            self._just_now(unit, made, invoked)
             return needs
         if any(os.path.splitext(path)[1] not in _NOT_LINKED for path in unit.compared_outputs()):
             if found.linking is None:
@@ -312,11 +325,14 @@ class _Keeper:
         unseen = made is None or made.hidden is None
         if unseen and self._capturer.reachable_macros(unit):
             needs["variables"] = found.variables
-            self._just_now(invoked)
+            self._just_now(unit, made, invoked)
         return needs
 
-    def _just_now(self, invoked: int) -> None:
-        if invoked < self._since:
+    def _just_now(self, unit: Unit, made: Record | None, invoked: int) -> None:
+        """It was made by this very command, or by one that left word of the same variables."""
+        is_made_here = made is not None and made.build_dir == self._place.build_dir
+        name = unit.profile.name
+        if not self._runs.is_of_now(name, invoked, made_here=is_made_here):
             raise _Refused("it was built before, with variables that nobody noted")
 
     def _declared(self, unit: Unit) -> list[list[str]]:

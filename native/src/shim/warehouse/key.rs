@@ -540,7 +540,7 @@ const SYSTEM: &str = ".cargo-cow/system";
 /// Thousands of stats, so once in a Cargo run; and again before something is kept (`forget_system`).
 fn system(context: &Context) -> Result<String, String> {
     let note = context.profile.join(SYSTEM);
-    let run = run();
+    let run = calling();
     if let (Some(run), Ok(text)) = (&run, fs::read_to_string(&note))
         && let Some(lines) = text.strip_prefix(run.as_str())
     {
@@ -566,14 +566,18 @@ pub fn forget_system(context: &Context) {
     let _ = fs::remove_file(context.profile.join(SYSTEM));
 }
 
-/// The process that called us, which no other is or will be: number and start, in this boot.
-fn run() -> Option<String> {
-    let parent = std::os::unix::process::parent_id();
-    let stat = fs::read_to_string(format!("/proc/{parent}/stat")).ok()?;
+/// The process that called us.
+pub fn calling() -> Option<String> {
+    run(rustix::process::getppid()?.as_raw_nonzero().get())
+}
+
+/// A process, as no other is or will be: number and start, in this boot.
+pub fn run(number: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
     // The name stands in brackets and may hold anything; the start is proc(5)'s field 22.
     let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?;
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(format!("{parent} {started} {}\n", boot.trim_end()))
+    Some(format!("{number} {started} {}\n", boot.trim_end()))
 }
 
 /// Where linkers look by themselves, each directory once.

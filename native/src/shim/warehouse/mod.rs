@@ -11,10 +11,12 @@ mod baked;
 mod claim;
 mod compiler;
 mod entry;
+pub mod follow;
 mod key;
 mod ledger;
 mod linking;
 mod request;
+pub mod runs;
 mod store;
 pub mod surroundings;
 mod tidy;
@@ -44,6 +46,7 @@ use key::{Context, Key, Surroundings};
 use ledger::Ledgers;
 use request::Request;
 use store::Store;
+pub use store::cache;
 
 /// Entries of one key: so many are kept, the ones used last.  Of a unit that is edited in place,
 /// the last result and the one before it.
@@ -92,6 +95,14 @@ impl Door {
         let store = Store::of(profile)
             .inspect_err(|reason| log(&format!("warehouse: not used: {reason}")))
             .ok()??;
+        runs::note(profile);
+        if compile
+            .crate_name
+            .as_encoded_bytes()
+            .starts_with(b"build_script_")
+        {
+            follow::begin(&store);
+        }
         let made = Self::made(call, compile, view, profile, &store);
         let (program, request, context, ledgers, key) = match made {
             Ok(made) => made,
