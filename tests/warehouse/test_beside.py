@@ -217,3 +217,39 @@ def test_a_unit_that_came_after_the_look_makes_the_note_untrue(place: Place) -> 
     moment.touch()
     unchanged.note(there, units, Target(there.build_dir))
     assert not unchanged.holds(there)
+
+
+def test_cargo_is_asked_again_where_its_answer_may_be_another(place: Place) -> None:
+    """What there is to build is told by names; an edit, however it is saved, leaves them."""
+    project = place.project("main", FILES)
+    _build(place, project)
+    workspace = load(project)
+
+    def is_known() -> bool:
+        if planning.remembered(workspace, ["build"], project, place.store) is not None:
+            return True
+        assert planning.ask(workspace, ["build"], project, place.store) is not None
+        return False
+
+    assert not is_known()
+    for source in ("util/src/lib.rs", "app/src/main.rs", "app/build.rs"):
+        aside = project / f"{source}.new"
+        aside.write_text((project / source).read_text() + "\n")
+        aside.replace(project / source)
+        assert is_known()
+    write(project, {"app/tests/data/text": "", "app/src/more.rs": ""})
+    for other in (
+        "util/src/main.rs",
+        "util/build.rs",
+        "util/src/bin/one.rs",
+        "util/src/bin/two/main.rs",
+        "util/examples/three.rs",
+        "util/benches/four/main.rs",
+        "util/tests/five.rs",
+        "app/tests/data/main.rs",
+    ):
+        assert is_known(), other
+        write(project, {other: "fn main() {}\n"})
+        assert not is_known(), other
+        (project / other).unlink()
+        assert is_known(), other  # as before

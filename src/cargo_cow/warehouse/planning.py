@@ -36,7 +36,7 @@ _ROOM = "planning"
 INFO = ".rustc_info.json"
 PROBES = f"{_ROOM}/{INFO}"
 """What Cargo asked the compiler about itself, below the store."""
-_FORMAT = 1
+_FORMAT = 2
 _MOST = 200
 """Answers that are kept; each is a few kilobytes."""
 _ENDING = 0.5
@@ -246,12 +246,6 @@ def _selection(workspace: Workspace, arguments: list[str], cwd: Path) -> str:
 
     files = [workspace.root / name for name in ("Cargo.toml", "Cargo.lock")]
     files += [package.root / "Cargo.toml" for package in workspace.members]
-    # Targets are found by looking into these.
-    files += [
-        package.root / name
-        for package in workspace.members
-        for name in ("", "src", "src/bin", "tests", "examples", "benches", "build.rs")
-    ]
     files += [Path(outside) / "Cargo.toml" for outside in workspace.outside]
     files += configuration.files_for(cwd)
     files += [
@@ -266,11 +260,8 @@ def _selection(workspace: Workspace, arguments: list[str], cwd: Path) -> str:
         except OSError:
             stats.append(None)
             continue
-        if file in (workspace.root, *(package.root for package in workspace.members)):
-            # `target` may lie here, which comes and goes.
-            stats.append((file / "build.rs").is_file())
-            continue
         stats.append([str(file), status.st_ino, status.st_size, status.st_mtime_ns])
+    stats += [_targets(package.root) for package in workspace.members]
     variables = sorted(
         (name, value)
         for name, value in os.environ.items()
@@ -281,6 +272,27 @@ def _selection(workspace: Workspace, arguments: list[str], cwd: Path) -> str:
     # name does not depend on it.
     text = json.dumps([_FORMAT, str(cwd), _without_target(arguments), stats, variables])
     return str(blake3(text.encode("utf-8", "surrogateescape")).hexdigest())
+
+
+def _targets(root: Path) -> list[object]:
+    """The names by which Cargo finds a package's targets (``util/toml/targets.rs``).
+
+    Not their times: an editor that saves by a rename changes those of the directory.
+    """
+    found: list[object] = [
+        os.path.isfile(f"{root}/{name}") for name in ("build.rs", "src/lib.rs", "src/main.rs")
+    ]
+    for room in ("src/bin", "tests", "examples", "benches"):
+        try:
+            names = sorted(os.listdir(f"{root}/{room}"))
+        except OSError:
+            continue
+        found += [
+            f"{room}/{name}"
+            for name in names
+            if name.endswith(".rs") or os.path.isfile(f"{root}/{room}/{name}/main.rs")
+        ]
+    return found
 
 
 def _remembered(store: Path, selection: str) -> Asked | None:
