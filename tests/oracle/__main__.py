@@ -54,7 +54,8 @@ def _share(place: Path, seed: int, seconds: float, replay: Path | None) -> None:
         else:
             verdict = sharing.report(history, world) if world.findings else "as clean"
             took = time.monotonic() - started
-            said = f"{world.builds} builds, {world.failed} failed, {world.hits} hits, {took:.0f} s"
+            came = f"{world.hits} hits, {world.grafted} grafted"
+            said = f"{world.builds} builds, {world.failed} failed, {came}, {took:.0f} s"
             print(f"{seed}: {said} {verdict}", flush=True)
         seed += 1
 

@@ -3,7 +3,8 @@
 A ``Sharing`` is a workspace that serves as a git dependency, and steps.  Two users each have a
 ``CARGO_HOME`` and a checkout of two projects; all four build with one store.  Every build starts
 without a target, so that all of it passes the warehouse, and must show exactly what plain Cargo
-shows there.  In between the dependency and the projects change, variables are set, and the store is
+shows there; every other one is that of a checkout which never had a target, and gets whole units
+before.  In between the dependency and the projects change, variables are set, and the store is
 damaged in every way that comes to mind, once in a while during a build.
 """
 
@@ -187,6 +188,7 @@ class Shared:
         self.builds = 0
         self.failed = 0
         self.hits = 0
+        self.grafted = 0
         self.step = -1
         self._clean: dict[tuple[str, ...], Observation] = {}
         self._revision = 0
@@ -213,6 +215,7 @@ class Shared:
             "fn main() {\n    app::print();\n"
             f'    println!("obs own = {{:?}}", "{name} 100");\n}}\n'
         )
+        git(place, self.env, "init", "-q")
         (place / ".cargo/config.toml").write_text(
             '[env]\nORACLE_CONFIG_PATH = { value = "shared.txt", relative = true }\n'
             'ORACLE_CONFIG_PLAIN = "c100"\n'
@@ -232,6 +235,10 @@ class Shared:
         argv = ["cargo", "build", "--message-format=json"]
         (place / "Cargo.lock").unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
+        if self.builds % 2:
+            # As if it were new; what is asked for can be told where there is a lock file.
+            shutil.rmtree(place / ".git/cargo-cow", ignore_errors=True)
+            observing.run(["cargo", "generate-lockfile"], place, env)
         shim = {"RUSTC_WRAPPER": str(native.program()), "CARGO_COW_WAREHOUSE": str(self.store)}
         rival = threading.Timer(0.5, lambda: None if harm is None else self._do_damage(harm))
         rival.start()
@@ -273,16 +280,18 @@ class Shared:
         """How many calls the last build got answered: the diary is read, and begun anew."""
         diary = self.store / "events"
         try:
-            found = diary.read_text().count('"what":"hit"')
+            events = [json.loads(line) for line in diary.read_text().splitlines()]
             diary.unlink()
         except FileNotFoundError:
             return 0
-        return found
+        self.grafted += sum(event.get("units", 0) for event in events)
+        return sum(event["what"] == "hit" for event in events)
 
     def _settle(self) -> None:
         """What is being kept after the build is kept."""
         until = time.monotonic() + 20
-        while list(self.store.glob("making/*/job.json")) and time.monotonic() < until:
+        rooms = ("making/*/job.json", "following/*")
+        while any(list(self.store.glob(room)) for room in rooms) and time.monotonic() < until:
             time.sleep(0.01)
 
     def _do_edit(self, input: str, value: int) -> None:  # noqa: A002 - the word of the steps
