@@ -92,6 +92,23 @@ def test_link_arguments_that_are_understood_come_back(place: Place) -> None:
     assert _again(place, project, RUSTFLAGS=flags) == ["app"]
 
 
+def test_a_linker_that_is_a_script_which_starts_another(place: Place) -> None:
+    project = place.project("app", APP)
+    linker = _script(place.root / "programs/linker", 'exec cc -Wl,-z,now "$@"')
+    flags = f"-C linker={linker}"
+    place.build(project, RUSTFLAGS=flags)
+    assert _again(place, project, RUSTFLAGS=flags) == []
+    # By another argument, and then by what nobody can tell before.
+    _overwritten(linker, linker.read_bytes().replace(b"now", b"lazy"))
+    assert _again(place, project, RUSTFLAGS=flags) == ["app"]
+    assert _again(place, project, RUSTFLAGS=flags) == []
+    for line in ('exec cc $MORE "$@"', 'exec cc "$@" || exit 1', '. /dev/null\nexec cc "$@"'):
+        _overwritten(linker, f"#!/bin/sh\n{line}\n".encode())
+        for _ in range(2):
+            assert _again(place, project, RUSTFLAGS=flags) == ["app"], line
+    assert {reason.endswith("is a script") for reason in place.reasons("passed")} == {True}
+
+
 def _library(directory: Path, answer: int) -> Path:
     directory.mkdir(exist_ok=True)
     source, made = directory / "given.c", directory / "given.o"

@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -509,28 +508,58 @@ fn linkers(parts: &mut Parts, request: &Request) -> Result<(), String> {
 }
 
 /// The linker `named` and all that it may start, by name, as they really lie.  One that is a script
-/// may start anything: then it is an error.
-pub fn linker_files(named: &str) -> Result<Vec<(&str, PathBuf)>, String> {
-    let mut found = vec![(named, compiler::all_located(named.as_ref()))];
-    if found[0].1.is_empty() {
-        return Err(format!("the linker {named} is not found"));
-    }
-    let below = |name: &&'static str| (*name, compiler::all_located(name.as_ref()));
-    found.extend(LINKERS.iter().map(below));
-    let mut files = Vec::new();
-    for (name, paths) in found {
-        // All of them: one may be a cache that starts the next.
-        for path in paths {
+/// may start anything: then it is an error, but where all that it does is to start another
+/// (`linking::started_by`).
+pub fn linker_files(named: &str) -> Result<Vec<(String, PathBuf)>, String> {
+    let mut found = Vec::new();
+    driver(named, LONGEST_CHAIN, &mut found)?;
+    for name in LINKERS {
+        for path in compiler::all_located(name.as_ref()) {
             let real = fs::canonicalize(&path).unwrap_or(path);
-            let mut first = [0; 2];
-            let read = fs::File::open(&real).and_then(|mut file| file.read_exact(&mut first));
-            if read.is_ok() && &first == b"#!" {
+            if linking::script(&real)?.is_some() {
                 return Err(format!("the linker {} is a script", real.display()));
             }
-            files.push((name, real));
+            found.push(((*name).to_owned(), real));
         }
     }
-    Ok(files)
+    Ok(found)
+}
+
+/// Scripts that start scripts.
+const LONGEST_CHAIN: usize = 4;
+
+fn driver(named: &str, left: usize, found: &mut Vec<(String, PathBuf)>) -> Result<(), String> {
+    let paths = compiler::all_located(named.as_ref());
+    if paths.is_empty() {
+        return Err(format!("the linker {named} is not found"));
+    }
+    // All of them: one may be a cache that starts the next.
+    for path in paths {
+        let real = fs::canonicalize(&path).unwrap_or(path);
+        if let Some(text) = linking::script(&real)? {
+            let next = linking::started_by(&text).filter(|_| left > 0);
+            let next = next.ok_or_else(|| format!("the linker {} is a script", real.display()))?;
+            found.push((
+                "sh".to_owned(),
+                fs::canonicalize("/bin/sh").unwrap_or_default(),
+            ));
+            driver(next, left - 1, found)?;
+        } else if let Some(directory) = real.parent() {
+            // Compilers look beside themselves before they look on `PATH`.
+            for name in LINKERS {
+                let beside = directory.join(name);
+                if beside.is_file() {
+                    let real = fs::canonicalize(&beside).unwrap_or(beside);
+                    if linking::script(&real)?.is_some() {
+                        return Err(format!("the linker {} is a script", real.display()));
+                    }
+                    found.push(((*name).to_owned(), real));
+                }
+            }
+        }
+        found.push((named.to_owned(), real));
+    }
+    Ok(())
 }
 
 /// Below the profile's directory: what one Cargo run found in the system's library directories, a

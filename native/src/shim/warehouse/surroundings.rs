@@ -214,7 +214,7 @@ fn links(digest: &mut Digest, named: &[&str]) -> Result<(), String> {
     }
     for name in named.iter().copied().chain(["cc"]) {
         for (name, real) in key::linker_files(name)? {
-            digest.program(name, &real);
+            digest.program(&name, &real);
         }
     }
     let searched = variable("LIBRARY_PATH").unwrap_or_default();
