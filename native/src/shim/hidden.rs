@@ -407,7 +407,7 @@ fn is_kernels(path: &Path) -> bool {
 }
 
 /// Without `.` and, where no link can stand in between, without `..`.
-fn plain(path: &Path) -> PathBuf {
+pub fn plain(path: &Path) -> PathBuf {
     let mut result = PathBuf::new();
     for part in path.components() {
         match part {

@@ -52,8 +52,8 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         let compile = call.compile()?;
         seed::mark(&compile.out_dir);
         let identity = guarded(|| identity::Plan::of(&call, &compile));
-        let view = identity.as_ref().map(identity::Plan::view);
-        let door = guarded(|| warehouse::Door::of(&call, &compile, view.as_deref()));
+        let places = identity.as_ref().map(identity::Plan::places);
+        let door = guarded(|| warehouse::Door::of(&call, &compile, places));
         Some((observe::Plan::of(compile), identity, door))
     });
     let (observation, identity, door) = plan.unwrap_or_default();

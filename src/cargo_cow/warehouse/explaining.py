@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cargo_cow.cargo.target import ASKED_NAME
+from cargo_cow.prepare.place import below
 from cargo_cow.warehouse import store
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 # Cargo's own hash of the unit, which differs with what it is made of.
 _FOLLOWS = frozenset({("word", "-C metadata"), ("word", "-C extra-filename")})
-_PLACES = ("directory", "package", "profile", "out-dir", "view")
+_PLACES = ("directory", "package", "profile", "out-dir")
 # Options that may be given several times: each is one by itself.
 _REPEATED = frozenset(
     "--cfg --check-cfg --extern --warn --allow --deny --forbid --force-warn -l "
@@ -209,11 +210,11 @@ def _explained(
             continue
         if float(value["created"]) < miss.time:
             candidates.append((path, value))
-        elif path.parent.name == key:
+        elif path.parent.name == key and value.get("profile") == note.get("profile"):
             own = value  # what the compile made
     for path, value in candidates:
         same = path.parent.name == key
-        differences = _inputs(value, note, own) if same else _parts(value, note)
+        differences = _inputs(path, value, note, own) if same else _parts(value, note)
         # What was read is known of the same key only: that is nearer than anything else.
         distance = 0 if same else len(differences) + 1
         rank = distance, -float(value["created"]), path, differences
@@ -313,11 +314,12 @@ def _split(kind: str, text: str) -> tuple[str, str]:
 
 
 def _inputs(
-    entry: dict[str, Any], note: dict[str, Any], own: dict[str, Any] | None
+    kept: Path, entry: dict[str, Any], note: dict[str, Any], own: dict[str, Any] | None
 ) -> tuple[Difference, ...]:
     """What the entry's compile read, against what this one read (``own``), or what is here now."""
     found: list[Difference] = []
-    if entry.get("bound") and entry.get("profile") != note.get("profile"):
+    elsewhere = entry.get("profile") != note.get("profile")
+    if elsewhere and (entry.get("bound") or _holds_place(kept)):
         found.append(Difference("bound", "", str(entry.get("profile")), str(note.get("profile"))))
     then, now = _files(entry), None if own is None else _files(own)
     for (base, path), digest in then.items():
@@ -344,8 +346,36 @@ def _inputs(
                 found.append(one)
         if own.get("said") and entry.get("form") != own.get("form"):
             found.append(Difference("diagnostics", "", None, None))
-        found += _hidden(entry.get("hidden"), own.get("hidden"))
+        found += _hidden(_as_there(entry, own), own.get("hidden"))
     return tuple(found)
+
+
+def _holds_place(path: Path) -> bool:
+    """Whether the shim found the place in the outputs of an entry that was compiled elsewhere."""
+    try:
+        return (path / "holds").read_text().endswith(" yes\n")
+    except (OSError, ValueError):
+        return False
+
+
+def _as_there(entry: dict[str, Any], own: dict[str, Any]) -> object:
+    """What was observed of an entry's compile, by the paths of another compile's place."""
+    hidden = entry.get("hidden")
+    if not isinstance(hidden, dict):
+        return hidden
+    ways = list(zip(entry.get("place") or (), own.get("place") or (), strict=False))
+    ways.sort(key=lambda way: -len(way[0]))
+
+    def moved(one: object) -> object:
+        if isinstance(one, list):
+            return [moved(one[0]), *one[1:]]
+        for was, here in ways:
+            if isinstance(one, str) and (inside := below(one, was)) is not None:
+                return str(Path(here, inside))
+        return one
+
+    kinds = ("files", "directories", "missing", "existing")
+    return hidden | {kind: [moved(one) for one in hidden.get(kind) or ()] for kind in kinds}
 
 
 def _files(entry: dict[str, Any]) -> dict[tuple[str, str], str]:

@@ -120,7 +120,7 @@ class _Look:
             raise _Refused("it does not hold the call that made it")
         around = (value.get("surroundings") or {}).get("parts") or []
         parts = [(str(kind), str(text)) for kind, text in (*value["parts"], *around)]
-        if any(kind == "view" for kind, _ in parts):
+        if dict(parts).get("directory") != value["directory"]:
             raise _Refused("the compiler saw its checkout elsewhere than where it is")
         if any(kind == "input" for kind, _ in parts):
             raise _Refused("what its manifest declares is known by a digest only")

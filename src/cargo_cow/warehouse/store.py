@@ -26,7 +26,7 @@ ROOM = "cargo-cow/warehouse"
 META = "entry.json"
 FOREIGN = "foreign"
 """The kind of entries that another version of this program made."""
-_FORMAT = 2
+_FORMAT = 3
 """What the shim writes (``native/src/shim/warehouse/entry.rs``)."""
 _ABANDONED = 600.0
 """Seconds after which a directory in ``making`` that nobody holds was left by one who died."""

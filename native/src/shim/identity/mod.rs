@@ -34,7 +34,8 @@ use super::process::{self, Ended, Heard};
 use super::{layout, log, variable};
 use crate::depinfo;
 use crate::namespace::{self, View};
-use places::{Place, Places};
+use places::Place;
+pub use places::Places;
 use restore::Back;
 
 const FILE: &str = "identity.json";
@@ -63,6 +64,7 @@ pub struct Plan {
     program: OsString,
     arguments: Vec<OsString>,
     view: View,
+    places: Places,
     back: Back,
     dep_info: Option<PathBuf>,
     /// Where the compile works, and its checkout, as they really are.
@@ -193,14 +195,15 @@ impl Plan {
             directory: directory.to_owned(),
             checkout: checkout.root.clone(),
             framed,
-            doubt: doubt.map(|doubt| doubt.at(places)),
+            doubt: doubt.map(|doubt| doubt.at(places.clone())),
+            places,
             _argument_file: argument_file,
         })
     }
 
-    /// What is seen where: the code that is made depends on it.
-    pub fn view(&self) -> String {
-        format!("{:?}", self.view.binds)
+    /// What is seen where.
+    pub fn places(&self) -> &Places {
+        &self.places
     }
 
     /// From the paths that the compiler sees to the real ones.

@@ -28,7 +28,7 @@ impl Place {
 
 /// In the order in which they are bound: first the checkout, then its build directory where that
 /// has a place of its own.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places(Vec<Place>);
 
 impl Places {
@@ -77,6 +77,7 @@ impl Places {
         Ok(Self(places))
     }
 
+    /// Everything is seen where it is.
     pub fn none() -> Self {
         Self(Vec::new())
     }

@@ -10,7 +10,64 @@ use memchr::memmem::Finder;
 
 const ARCHIVE: &[u8] = b"!<arch>\n";
 const BITCODE: [&[u8]; 2] = [b"BC\xc0\xde", b"\xde\xc0\x17\x0b"];
+/// In a source map, and in the location of a panic.
 const ENDS_OF_NAME: [u8; 2] = [0xc1, 0];
+
+/// The name of a file that was compiled, which outputs hold and which is no constant.
+pub struct Name {
+    path: String,
+    ends: &'static [u8],
+}
+
+impl Name {
+    /// Panics in it tell where it is.
+    pub fn of_generated(path: String) -> Self {
+        Self {
+            path,
+            ends: &ENDS_OF_NAME,
+        }
+    }
+
+    /// Where the compiler is given it by a relative path: it is in the source map alone.
+    pub fn of_source(path: String) -> Self {
+        Self {
+            path,
+            ends: &ENDS_OF_NAME[..1],
+        }
+    }
+
+    fn is_at(&self, text: &[u8]) -> bool {
+        text.strip_prefix(self.path.as_bytes())
+            .and_then(<[u8]>::first)
+            .is_some_and(|end| self.ends.contains(end))
+    }
+}
+
+/// Files that scripts of other packages generated, below `target`; `own` is the package's own
+/// OUT_DIR.
+pub struct Others<'a> {
+    pub target: &'a str,
+    pub own: Option<&'a str>,
+}
+
+impl Others<'_> {
+    /// `…/build/<package>/out/<file>`, or in the new layout `…/build/<package>/<hash>/out/<file>`,
+    /// as a whole name.
+    fn is_at(&self, text: &[u8]) -> bool {
+        let end = text.iter().position(|byte| ENDS_OF_NAME.contains(byte));
+        let Some(name) = end.and_then(|end| std::str::from_utf8(&text[..end]).ok()) else {
+            return false;
+        };
+        if self.own.is_some_and(|own| name.starts_with(own)) {
+            return false;
+        }
+        let inside = name.strip_prefix(self.target).unwrap_or_default();
+        let mut parts = inside.strip_prefix('/').unwrap_or_default().split('/');
+        parts.by_ref().take(3).any(|part| part == "build")
+            && parts.by_ref().take(3).any(|part| part == "out")
+            && parts.next().is_some_and(|file| !file.is_empty())
+    }
+}
 
 struct Section {
     start: usize,
@@ -19,8 +76,9 @@ struct Section {
 }
 
 /// Whether `data` holds the path `needle` other than as the beginning of one of `names` (whole
-/// paths, below it).  What cannot be decided counts as held: bitcode, whose strings are packed.
-pub fn holds(data: &[u8], needle: &str, names: &[String]) -> bool {
+/// paths, below it), or of a file of `others`.  What cannot be decided counts as held: bitcode, whose
+/// strings are packed.
+pub fn holds(data: &[u8], needle: &str, names: &[Name], others: Option<&Others<'_>>) -> bool {
     let finder = Finder::new(needle);
     members(data).into_iter().any(|member| {
         let member = &data[member];
@@ -37,11 +95,8 @@ pub fn holds(data: &[u8], needle: &str, names: &[String]) -> bool {
                 return false;
             }
             let rest = &member[at..section.map_or(member.len(), |section| section.end)];
-            !names.iter().any(|name| {
-                rest.strip_prefix(name.as_bytes())
-                    .and_then(<[u8]>::first)
-                    .is_some_and(|end| ENDS_OF_NAME.contains(end))
-            })
+            !names.iter().any(|name| name.is_at(rest))
+                && !others.is_some_and(|others| others.is_at(rest))
         })
     })
 }
@@ -149,12 +204,9 @@ pub fn digest(file: &mut impl Read, text: Option<&str>) -> io::Result<(String, b
 mod tests {
     use super::*;
 
-    fn names() -> Vec<String> {
-        vec!["/t/debug/build/a-1/out/g.rs".to_owned()]
-    }
-
     fn held(data: &[u8]) -> bool {
-        holds(data, "/t/debug", &names())
+        let name = Name::of_generated("/t/debug/build/a-1/out/g.rs".to_owned());
+        holds(data, "/t/debug", &[name], None)
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Claims: who is compiling a unit right now, so that nobody else does.
 //!
-//! `building/<key>` is held by an exclusive `flock`: by the shim that compiles, then by the process
+//! `building/<name>` (the key; of a path package, key and sources) is held by an exclusive `flock`: by the shim that compiles, then by the process
 //! that keeps the result (it inherits the open file), until the entry can be had or it is certain
 //! that there will be none.  The kernel lets go for whoever dies.  A claim that ended in order is
 //! unlinked while it is still held: who waited holds a file without a name, and reads in it
@@ -202,10 +202,15 @@ impl Claim {
         self.file.try_clone()
     }
 
-    /// The claim that this process was given as stdin.
-    pub fn inherited(store: &Store, key: &str) -> Option<Self> {
+    /// What the unit is called here.
+    pub fn name(&self) -> Option<&str> {
+        self.path.file_name()?.to_str()
+    }
+
+    /// The claim of that name, if this process was given it as stdin.
+    pub fn inherited(store: &Store, name: &str) -> Option<Self> {
         let file = File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
-        let path = store.root.join(ROOM).join(key);
+        let path = store.root.join(ROOM).join(name);
         let (ours, named) = (file.metadata().ok()?, fs::symlink_metadata(&path).ok()?);
         let is_claim = ours.dev() == named.dev() && ours.ino() == named.ino();
         is_claim.then(|| Self::new(path, file))

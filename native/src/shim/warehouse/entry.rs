@@ -1,11 +1,13 @@
 //! Entries: what one compile read, said and made.
 //!
 //! `units/<2 digits>/<key>/<id>/` holds `entry.json` (one line, and its BLAKE3 as a second), the
-//! outputs by number, and `seen`, which tells that they were found whole.  A directory is made
+//! outputs by number, `seen`, which tells that they were found whole, and `holds`, whether they hold
+//! the place that they were made at, for who asked.  A directory is made
 //! aside and renamed into place, complete; nothing in it is changed after that but the time of
 //! `entry.json`, which is that of the last use.  Nothing is synced: what a crash tore apart fails
 //! its digest at the first use after it.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -17,18 +19,21 @@ use serde_json::{Value, json};
 
 use super::super::inputs::{self, Identity};
 use super::claim::Claim;
+use super::place::{self, Place};
 use super::store::{Store, create};
 use crate::clone_tree::Mode;
 use crate::clone_tree::file::{self, Method};
 
-/// Version of what an entry says of itself.  2: with what was observed (`hidden`).
-pub const FORMAT: u32 = 2;
+/// Version of what an entry says of itself.  2: with what was observed (`hidden`).  3: with the place
+/// of a path package.
+pub const FORMAT: u32 = 3;
 
 /// Why an entry is not ours to use, or to remove.
 pub const FOREIGN: &str = "it is an entry of another version";
 
 const META: &str = "entry.json";
 const SEEN: &str = "seen";
+const HOLDS: &str = "holds";
 
 #[derive(Debug)]
 pub struct Entry {
@@ -170,18 +175,38 @@ impl Entry {
     }
 
     fn mark_seen(&self, count: usize) {
-        let Some(text) = self.looks(count) else {
-            return;
-        };
+        if let Some(text) = self.looks(count) {
+            self.mark(SEEN, &text);
+        }
+    }
+
+    fn mark(&self, name: &str, text: &str) {
         let aside = self
             .directory
-            .join(format!(".{SEEN}-{}", std::process::id()));
+            .join(format!(".{name}-{}", std::process::id()));
         let written = create(&aside)
             .and_then(|mut file| file.write_all(text.as_bytes()))
-            .and_then(|()| fs::rename(&aside, self.directory.join(SEEN)));
+            .and_then(|()| fs::rename(&aside, self.directory.join(name)));
         if written.is_err() {
             let _ = fs::remove_file(&aside);
         }
+    }
+
+    /// Whether its outputs, found whole, hold the place that it was compiled at.  That is looked for
+    /// when another place asks, and once.
+    pub fn holds(&self, place: &Place) -> bool {
+        // Of these outputs: nobody else's word.
+        let question = blake3::hash(self.value.to_string().as_bytes()).to_hex();
+        let answer = |holds: bool| format!("{question} {}\n", if holds { "yes" } else { "no" });
+        let known = regular(&self.directory.join(HOLDS)).and_then(std::io::read_to_string);
+        for holds in [true, false] {
+            if known.as_ref().is_ok_and(|known| *known == answer(holds)) {
+                return holds;
+            }
+        }
+        let holds = place::holds(self, place);
+        self.mark(HOLDS, &answer(holds));
+        holds
     }
 
     fn looks(&self, count: usize) -> Option<String> {
@@ -295,6 +320,7 @@ impl Job<'_> {
             "id": self.id,
             "value": self.value,
             "made": made,
+            "claim": claim.as_ref().and_then(Claim::name),
             "event": self.event,
             "most": self.most,
         });
@@ -360,7 +386,9 @@ fn carry_out(directory: &Path, claim: &mut Option<Claim>) -> Result<(), String> 
         },
     };
     if claim.is_none() {
-        *claim = Claim::inherited(&store, &key);
+        *claim = job["claim"]
+            .as_str()
+            .and_then(|name| Claim::inherited(&store, name));
     }
     let most = job["most"].as_u64().map_or(1, |most| most as usize);
     let mut event = job["event"].take();
@@ -407,10 +435,16 @@ fn carry_out(directory: &Path, claim: &mut Option<Claim>) -> Result<(), String> 
     kept.map(|_| ())
 }
 
-/// Lets the entries of a key go that were used longest ago.
+/// Lets the entries of a key go that were used longest ago: of each place that it was compiled at
+/// `most` stay.
 pub fn prune(store: &Store, key: &str, most: usize) {
-    for entry in Entry::all(store, key).iter().skip(most) {
-        remove(store, &entry.directory);
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for entry in Entry::all(store, key) {
+        let count = places.entry(entry.value["place"].to_string()).or_default();
+        *count += 1;
+        if *count > most {
+            remove(store, &entry.directory);
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::super::hidden::is_own_variable;
+use super::super::hidden::{self, is_own_variable};
+use super::super::identity::Places;
 use super::super::identity::macros::is_pure;
 use super::super::inputs::{Nanoseconds, changed, modified};
 use super::super::manifest::{self, Input};
@@ -22,7 +23,7 @@ use super::trees::{Scope, tree};
 use super::{compiler, linking};
 
 /// Version of keys and entries: others are not looked at.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Variables that no macro goes by: of shells, terminals, sessions, and of Cargo's own plumbing.
 const IDLE: &[&str] = &[
@@ -94,7 +95,7 @@ pub const LINKERS: &[&str] = &[
 /// Where linkers look by themselves.
 const SYSTEM_LIBRARIES: &[&str] = &["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"];
 
-/// Where the call is made, and for what.
+/// Where the call is made, and for what.  Paths are real.
 pub struct Context {
     pub directory: PathBuf,
     pub profile: PathBuf,
@@ -102,12 +103,12 @@ pub struct Context {
     /// A package from a registry or a git dependency, the same wherever it is built.
     pub is_dependency: bool,
     pub out: Option<PathBuf>,
-    /// What the compile sees elsewhere than where it is.
-    pub view: Option<String>,
+    /// What the compiler sees elsewhere than where it is.
+    places: Places,
 }
 
 impl Context {
-    pub fn of(profile: &Path, view: Option<&str>) -> Option<Self> {
+    pub fn of(profile: &Path, places: Option<&Places>) -> Option<Self> {
         let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
         let roots = observe::dependency_sources();
         Some(Self {
@@ -116,8 +117,21 @@ impl Context {
             is_dependency: roots.iter().any(|root| package.starts_with(root)),
             package,
             out: variable("OUT_DIR").map(PathBuf::from),
-            view: view.map(str::to_owned),
+            places: places.cloned().unwrap_or_else(Places::none),
         })
+    }
+
+    /// A path as the compiler sees it: what checkouts that are seen at one place have in common.
+    fn seen(&self, path: &Path) -> String {
+        let path = hidden::plain(path);
+        let seen = self.places.seen(&path);
+        seen.unwrap_or(path).display().to_string()
+    }
+
+    /// The files of the package, as it is here.
+    pub fn sources(&self, ledgers: &mut Ledgers) -> Result<String, String> {
+        let found = tree(&self.package, Scope::Package, &self.profile, ledgers)?;
+        Ok(found.digest)
     }
 
     /// What the unit is for those that are given its output.
@@ -147,7 +161,7 @@ pub struct Key {
     pub parts: Vec<(String, String)>,
     /// Newest change of any file that counts as a whole.
     pub newest: Nanoseconds,
-    /// Only for this directory and this target.
+    /// Only for this target.
     pub tied: bool,
     pub closure: Closure,
 }
@@ -221,7 +235,7 @@ impl Parts {
     ) -> Result<(), String> {
         let found = tree(root, scope, &context.profile, ledgers)?;
         self.newest = self.newest.max(found.newest);
-        self.add(kind, format!("{} {}", root.display(), found.digest));
+        self.add(kind, format!("{} {}", context.seen(root), found.digest));
         Ok(())
     }
 }
@@ -238,9 +252,7 @@ pub fn of(
         return Err(format!("the variable {name}"));
     }
     let closure = ledgers.closure(&request.externs);
-    let tied = !context.is_dependency
-        || (closure.impure && context.out.is_some())
-        || context.view.is_some();
+    let tied = context.is_dependency && closure.impure && context.out.is_some();
     let mut parts = Parts {
         parts: Vec::new(),
         newest: 0,
@@ -257,15 +269,11 @@ pub fn of(
     for word in &request.words {
         parts.add("word", word);
     }
-    parts.add("directory", context.directory.display().to_string());
-    parts.add("package", context.package.display().to_string());
-    if tied {
-        parts.add("profile", context.profile.display().to_string());
-        let out_dir = request.out_dir.display().to_string();
-        parts.add("out-dir", out_dir);
-        if let Some(view) = &context.view {
-            parts.add("view", view);
-        }
+    parts.add("directory", context.seen(&context.directory));
+    parts.add("package", context.seen(&context.package));
+    if tied || !context.is_dependency {
+        parts.add("profile", context.seen(&context.profile));
+        parts.add("out-dir", context.seen(&request.out_dir));
     }
     for (name, path) in &request.externs {
         let digest = ledgers
@@ -410,8 +418,11 @@ fn libraries(
 ) -> Result<(), String> {
     for directory in directories {
         let inside = directory.strip_prefix(&context.profile).ok();
-        let shown = inside.unwrap_or(directory).display();
-        parts.add("libraries", shown.to_string());
+        let shown = inside.map_or_else(
+            || context.seen(directory),
+            |inside| inside.display().to_string(),
+        );
+        parts.add("libraries", shown);
         let Ok(entries) = fs::read_dir(context.directory.join(directory)) else {
             continue;
         };
@@ -700,6 +711,9 @@ fn unattributed(parts: &mut Parts, context: &Context, ledgers: &mut Ledgers) -> 
     for (name, value) in sorted_variables() {
         if name == "LD_LIBRARY_PATH" {
             parts.search_path(&name, context);
+        } else if is_place(&name) {
+            // Where the outputs hold it, they come back there alone.
+            parts.value(&name, &context.seen(Path::new(&value)));
         } else if is_own_variable(&name) && !is_idle(&name) {
             parts.value(&name, &value);
         }
@@ -708,6 +722,14 @@ fn unattributed(parts: &mut Parts, context: &Context, ledgers: &mut Ledgers) -> 
         parts.tree("generated", out, Scope::All, context, ledgers)?;
     }
     Ok(())
+}
+
+/// Variables by which Cargo says where a package and its target are.
+fn is_place(name: &str) -> bool {
+    matches!(
+        name,
+        "CARGO_MANIFEST_DIR" | "CARGO_MANIFEST_PATH" | "CARGO_TARGET_TMPDIR" | "OUT_DIR"
+    ) || name.starts_with("CARGO_BIN_EXE_")
 }
 
 /// What counts where nobody saw what macros read; `everything`: not all of them are known to be

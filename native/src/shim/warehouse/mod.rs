@@ -15,6 +15,7 @@ pub mod follow;
 mod key;
 mod ledger;
 mod linking;
+mod place;
 mod request;
 pub mod runs;
 mod store;
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 
 use super::args::{Call, Compile};
+use super::identity::Places;
 use super::identity::restore::Back;
 use super::inputs::{Hasher, Identity, Nanoseconds, modified};
 use super::process::{CHAIN, Heard};
@@ -44,11 +46,12 @@ pub use compiler::located;
 use entry::{Entry, Job, Made, Moved};
 use key::{Context, Key, Surroundings};
 use ledger::Ledgers;
+use place::Place;
 use request::Request;
 use store::Store;
 pub use store::cache;
 
-/// Entries of one key: so many are kept, the ones used last.  Of a unit that is edited in place,
+/// Entries of one key and place: so many are kept, the ones used last.  Of a unit that is edited in place,
 /// the last result and the one before it.
 const KEPT: usize = 8;
 const KEPT_INCREMENTAL: usize = 2;
@@ -57,7 +60,7 @@ const KEPT_INCREMENTAL: usize = 2;
 const RESTORING: &str = "restoring-";
 const ABANDONED: Duration = Duration::from_secs(600);
 
-const ELSEWHERE: &str = "it holds the path of another target";
+const ELSEWHERE: &str = "it holds the path of another checkout or target";
 
 /// A call that may be answered from the warehouse.
 pub struct Door {
@@ -65,6 +68,8 @@ pub struct Door {
     program: OsString,
     request: Request,
     context: Context,
+    /// Of a path package: it and its target, whose paths its outputs may hold.
+    place: Option<Place>,
     ledgers: Ledgers,
     key: Key,
     dep_info: PathBuf,
@@ -85,8 +90,8 @@ pub struct Door {
 impl Door {
     /// `None`: switched off, or the call is the compiler's alone.
     ///
-    /// `view`: what the compile sees elsewhere than where it is, if anything.
-    pub fn of(call: &Call, compile: &Compile, view: Option<&str>) -> Option<Self> {
+    /// `places`: what the compile sees elsewhere than where it is, if anything.
+    pub fn of(call: &Call, compile: &Compile, places: Option<&Places>) -> Option<Self> {
         let opened = Instant::now();
         let profile = layout::profile_directory(&compile.out_dir)?;
         if !profile.is_absolute() {
@@ -103,7 +108,7 @@ impl Door {
         {
             follow::begin(&store);
         }
-        let made = Self::made(call, compile, view, profile, &store);
+        let made = Self::made(call, compile, places, profile, &store);
         let (program, request, context, ledgers, key) = match made {
             Ok(made) => made,
             Err(reason) => {
@@ -116,7 +121,13 @@ impl Door {
                 return None;
             }
         };
+        let place = if context.is_dependency {
+            None
+        } else {
+            Some(Place::of(&context.directory, profile)?)
+        };
         Some(Self {
+            place,
             call: asked::call(call, &context.directory),
             asked: asked::Note::of(compile),
             sight: observe::Sight::of(compile)?,
@@ -138,7 +149,7 @@ impl Door {
     fn made(
         call: &Call,
         compile: &Compile,
-        view: Option<&str>,
+        places: Option<&Places>,
         profile: &Path,
         store: &Store,
     ) -> Result<(OsString, Request, Context, Ledgers, Key), String> {
@@ -149,7 +160,7 @@ impl Door {
             return Err("stderr is a terminal".to_owned());
         }
         let request = Request::of(call, compile)?;
-        let context = Context::of(profile, view).ok_or("not called by Cargo")?;
+        let context = Context::of(profile, places).ok_or("not called by Cargo")?;
         let mut ledgers = Ledgers::default();
         let stem = format!("lib{}{}", request.crate_name, request.extra_filename);
         if !request.extra_filename.is_empty() {
@@ -168,7 +179,7 @@ impl Door {
     ///
     /// `since`: what was changed from then on is not what Cargo wants compiled.
     pub fn restore(&mut self, since: Nanoseconds) -> Option<Value> {
-        let mut asks = self.is_shared();
+        let mut asks = !self.key.tied;
         let reason = loop {
             let reason = match self.look(&mut Hasher::new(since)) {
                 Ok(hidden) => return Some(hidden),
@@ -178,7 +189,10 @@ impl Door {
             if !asks || reason == ELSEWHERE {
                 break reason;
             }
-            match claim::take(&self.store, &self.key.digest, &mut self.waited) {
+            let Some(name) = self.claimed() else {
+                break reason;
+            };
+            match claim::take(&self.store, &name, &mut self.waited) {
                 Turn::Ours(claim) => {
                     // Others build as long as nobody looked again.
                     self.claim = Some(claim);
@@ -208,26 +222,42 @@ impl Door {
         json!(self.given)
     }
 
-    /// Whether another build could compile the same at this moment: two of one target cannot.
-    fn is_shared(&self) -> bool {
-        !self.key.tied
+    /// The name of the claim on the unit.  Who compiles other sources of a path package compiles
+    /// something else.
+    fn claimed(&mut self) -> Option<String> {
+        if self.context.is_dependency {
+            return Some(self.key.digest.clone());
+        }
+        let sources = self.context.sources(&mut self.ledgers).ok()?;
+        let both = format!("{} {sources}", self.key.digest);
+        Some(blake3::hash(both.as_bytes()).to_hex().to_string())
     }
 
     /// Looks through what is kept; the reason why nothing is given out is that of the last entry.
     fn look(&mut self, hasher: &mut Hasher) -> Result<Value, String> {
         let mut reason = "new".to_owned();
         for entry in Entry::all(&self.store, &self.key.digest) {
-            if let Err(why) = self
+            let hidden = self
                 .matches(&entry)
-                .and_then(|()| hidden_is_same(&entry, hasher))
-                .and_then(|()| self.is_surrounded_as(&entry))
-            {
-                reason = why;
-                continue;
-            }
+                .and_then(|()| self.hidden_here(&entry, hasher))
+                .and_then(|hidden| self.is_surrounded_as(&entry).map(|()| hidden));
+            let hidden = match hidden {
+                Ok(hidden) => hidden,
+                Err(why) => {
+                    reason = why;
+                    continue;
+                }
+            };
             if !entry.is_whole() {
                 "damaged".clone_into(&mut reason);
                 entry::remove(&self.store, &entry.directory);
+                continue;
+            }
+            if self
+                .is_elsewhere(&entry)
+                .is_some_and(|there| entry.holds(&there))
+            {
+                ELSEWHERE.clone_into(&mut reason);
                 continue;
             }
             let Some(_held) = entry.hold() else { continue };
@@ -241,7 +271,7 @@ impl Door {
                     self.tell("hit", "", &moved, saved.unwrap_or(0.0));
                     self.asked.clear();
                     log(&format!("warehouse: {} restored", self.request.crate_name));
-                    return Ok(entry.value["hidden"].clone());
+                    return Ok(hidden);
                 }
                 Err(error) => {
                     reason = format!("not restored: {error}");
@@ -376,6 +406,33 @@ impl Door {
         }
     }
 
+    /// The place that the entry of a path package was compiled at, where that is another one.
+    fn is_elsewhere(&self, entry: &Entry) -> Option<Place> {
+        let there = Place::of_entry(entry)?;
+        (self.place.as_ref() != Some(&there)).then_some(there)
+    }
+
+    /// What an entry's compile was seen to read behind rustc's back, by the paths of here, if it is
+    /// the same; where that is not all, its surroundings are compared as well.
+    fn hidden_here(&self, entry: &Entry, hasher: &mut Hasher) -> Result<Value, String> {
+        let hidden = &entry.value["hidden"];
+        if hidden.is_null() {
+            return Ok(Value::Null);
+        }
+        let (hidden, absent) = match (self.is_elsewhere(entry), &self.place) {
+            (Some(there), Some(here)) => there
+                .moved(here)
+                .ok_or("not UTF-8")?
+                .hidden(hidden)
+                .ok_or("what a macro asked for above another checkout")?,
+            _ => (hidden.clone(), Vec::new()),
+        };
+        if let Some(other) = absent.iter().find(|path| path.exists()) {
+            return Err(format!("file {}", other.display()));
+        }
+        is_same_hidden(&hidden, hasher).map(|()| hidden)
+    }
+
     /// Whether all that an entry's compile read is the same here, or the first that is not.
     fn matches(&self, entry: &Entry) -> Result<(), String> {
         // Somebody may have moved it.
@@ -399,7 +456,14 @@ impl Door {
             // Where the outputs hold it, the entry is bound.
             let moved = name == "OUT_DIR" && here.is_some() && value.is_some();
             if here.as_deref() != value && !moved {
-                return Err(format!("variable {name}"));
+                let names_place = self
+                    .is_elsewhere(entry)
+                    .is_some_and(|there| value.is_some_and(|value| there.is_named(value)));
+                return Err(if names_place {
+                    ELSEWHERE.to_owned()
+                } else {
+                    format!("variable {name}")
+                });
             }
         }
         for path in entry.list("absent") {
@@ -433,6 +497,9 @@ impl Door {
         )];
         if let (Some(there), Some(here)) = (entry.text("out"), &self.context.out) {
             pairs.push((there.to_owned(), here.to_str()?.to_owned()));
+        }
+        if let (Some(there), Some(here)) = (self.is_elsewhere(entry), &self.place) {
+            pairs.extend(there.moved(here)?.pairs);
         }
         pairs.retain(|(there, here)| there != here);
         Some(Back::new(pairs))
@@ -612,6 +679,11 @@ impl Door {
             return Err("a file that counts was changed meanwhile".to_owned());
         }
         let surroundings = self.stands_for_hidden(hidden.as_ref(), since)?;
+        let place = self
+            .place
+            .as_ref()
+            .map(|place| place.value().ok_or("not UTF-8"));
+        let place = json!(place.transpose()?);
         let (made, bound) = self.looked_at(&read, &files)?;
         let profile = self.context.profile.to_str().ok_or("not UTF-8")?;
         let mut id = blake3::Hasher::new();
@@ -628,6 +700,7 @@ impl Door {
             json!(read.environment),
             json!(hidden),
             json!(surroundings),
+            place.clone(),
             if bound { json!(profile) } else { Value::Null },
             if diagnostics {
                 form.clone()
@@ -652,6 +725,8 @@ impl Door {
             "out_dir": self.request.out_dir.to_str().ok_or("not UTF-8")?,
             "out": self.context.out.as_ref().and_then(|out| out.to_str()),
             "bound": bound,
+            "place": place,
+            "directory": self.context.directory.to_str().ok_or("not UTF-8")?,
             "form": form,
             "said": diagnostics,
             "variables": read.environment,
@@ -776,7 +851,7 @@ impl Door {
     }
 
     /// The outputs with their digests, and whether they tell where they were made: those of a
-    /// dependency, that is; others are for this place anyway.
+    /// dependency, that is; at others who is elsewhere looks (`Entry::holds`).
     fn looked_at(
         &self,
         read: &depinfo::DepInfo,
@@ -792,18 +867,19 @@ impl Door {
                 reads_out_dir = true;
             }
         }
-        let mut names: Vec<String> = read.files.clone();
-        names.retain(|name| out.is_some_and(|out| Path::new(name).starts_with(out)));
+        let generated = |name: &&String| out.is_some_and(|out| Path::new(name).starts_with(out));
+        let generated = read.files.iter().filter(generated).cloned();
+        let names: Vec<_> = generated.map(baked::Name::of_generated).collect();
         let mut result = Vec::new();
         for (path, name, executable) in files {
             let said = |error: io::Error| format!("{}: {error}", path.display());
             let mut file = File::open(path).map_err(said)?;
             let stat = file.metadata().map_err(said)?;
-            let asks = !self.key.tied && !bound;
+            let asks = self.place.is_none() && !self.key.tied && !bound;
             let digest = if asks && reads_out_dir {
                 let mut contents = Vec::with_capacity(usize::try_from(stat.len()).unwrap_or(0));
                 file.read_to_end(&mut contents).map_err(said)?;
-                bound = baked::holds(&contents, profile, &names);
+                bound = baked::holds(&contents, profile, &names, None);
                 blake3::hash(&contents).to_hex().to_string()
             } else {
                 // Where nothing asked for the path, and it is there, nobody knows why.
@@ -824,7 +900,7 @@ impl Door {
             };
             result.push((made, Identity::of(&stat)));
         }
-        Ok((result, bound && !self.key.tied))
+        Ok((result, bound && self.place.is_none() && !self.key.tied))
     }
 }
 
@@ -857,13 +933,8 @@ fn may_include(text: &[u8]) -> bool {
     has(b"incbin") || has(b"asm!") && has(b".include")
 }
 
-/// Whether what an entry's compile was seen to read behind rustc's back is the same here; where that
-/// is not all, its surroundings are compared as well.
-fn hidden_is_same(entry: &Entry, hasher: &mut Hasher) -> Result<(), String> {
-    let hidden = &entry.value["hidden"];
-    if hidden.is_null() {
-        return Ok(());
-    }
+/// Whether what a compile was seen to read behind rustc's back is the same now.
+fn is_same_hidden(hidden: &Value, hasher: &mut Hasher) -> Result<(), String> {
     let list = |name: &str| hidden[name].as_array().ok_or("malformed");
     let text = |value: &Value| value.as_str().ok_or("malformed").map(str::to_owned);
     for file in list("files")? {
