@@ -19,7 +19,7 @@ import pytest
 from . import observe, sharing
 from .histories import History, World, draw, play, played, report, smallest
 from .stories import BEYOND, STORIES, WHOLE, build, edit, edits_in_turn, worktree
-from .tools import TOOLS, CargoCow, CargoCowWarehouse, Tool
+from .tools import TOOLS, CargoCow, Tool
 from .workspaces import small
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
@@ -128,10 +128,19 @@ def test_plain_builds_between_hooks(btrfs: Path) -> None:
     assert world.builds == 5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", STORIES)
-def test_story_with_the_warehouse(btrfs: Path, name: str) -> None:
-    world = _told(btrfs, STORIES[name], CargoCowWarehouse())
+@pytest.mark.parametrize(
+    ("tool", "name"),
+    [
+        ("shim-warehouse", "same-commit"),
+        *[
+            pytest.param(tool, name, marks=pytest.mark.slow)
+            for tool in ("cargo-cow-warehouse", "shim-warehouse")
+            for name in STORIES
+        ],
+    ],
+)
+def test_story_with_the_warehouse(btrfs: Path, tool: str, name: str) -> None:
+    world = _told(btrfs, STORIES[name], TOOLS[tool]())
     home = btrfs / "world" / "home"
     kept = list(home.glob(".cache/cargo-cow/warehouse/units/*/*/*"))
     assert kept, "the warehouse was not used"

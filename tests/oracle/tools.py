@@ -109,9 +109,12 @@ class CargoCowWarehouse(CargoCowShim):
     def environment(self) -> dict[str, str]:
         return {**super().environment(), "CARGO_COW_WAREHOUSE": "on", "CARGO_COW_KEEP": "wait"}
 
+    keeps_target = 3
+    """Of so many builds, all but one find a target."""
+
     def before_build(self, checkout: Path, target: Path) -> None:
         self.builds += 1
-        if self.builds % 3 == 0:
+        if self.builds % self.keeps_target == 0:
             shutil.rmtree(target, ignore_errors=True)
         if self.builds % 5 == 0:
             home = checkout.parent / "home"
@@ -120,6 +123,23 @@ class CargoCowWarehouse(CargoCowShim):
                 victim = outputs[self.builds % len(outputs)]
                 victim.chmod(0o600)
                 victim.write_bytes(victim.read_bytes()[::-1])
+
+
+class ShimWarehouse(CargoCowWarehouse):
+    """Plain Cargo behind the shim, and never a target: what comes back comes by the shim's door,
+    and in worktrees from wherever the compiler sees them."""
+
+    name = "shim-warehouse"
+    keeps_target = 1
+
+    def cargo(self) -> list[str]:
+        return ["cargo"]
+
+    def prepare(self) -> list[str] | None:
+        return None
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "CARGO_COW_SEEDING": "1"}
 
 
 class CargoCowOwnPlace(CargoCowShim):
@@ -282,6 +302,7 @@ _ALL = (
     CargoCowInAndOut,
     GitHooks,
     CargoCowWarehouse,
+    ShimWarehouse,
     CopyAndTouch,
     TouchInPlace,
     CopyWithTimes,
