@@ -60,6 +60,7 @@ const KEPT_INCREMENTAL: usize = 2;
 const RESTORING: &str = "restoring-";
 const ABANDONED: Duration = Duration::from_secs(600);
 
+const NEW: &str = "new";
 const ELSEWHERE: &str = "it holds the path of another checkout or target";
 
 /// A call that may be answered from the warehouse.
@@ -185,8 +186,9 @@ impl Door {
                 Ok(hidden) => return Some(hidden),
                 Err(reason) => reason,
             };
-            // An output that tells its place is made for each place.
-            if !asks || reason == ELSEWHERE {
+            // An output that tells its place is made for each place.  And who edits a package
+            // compiles what nobody else does.
+            if !asks || reason == ELSEWHERE || (self.place.is_some() && reason != NEW) {
                 break reason;
             }
             let Some(name) = self.claimed() else {
@@ -235,7 +237,7 @@ impl Door {
 
     /// Looks through what is kept; the reason why nothing is given out is that of the last entry.
     fn look(&mut self, hasher: &mut Hasher) -> Result<Value, String> {
-        let mut reason = "new".to_owned();
+        let mut reason = NEW.to_owned();
         for entry in Entry::all(&self.store, &self.key.digest) {
             let hidden = self
                 .matches(&entry)
