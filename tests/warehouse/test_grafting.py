@@ -345,6 +345,25 @@ def test_another_linker(place: Place) -> None:
     assert "the linker or a system library is another one" in asked["missing"].values()
 
 
+@pytest.mark.parametrize("flags", ["-C linker={x}/cc", "-L native={x}", "-L{x} -lstatic=given"])
+def test_flags_that_name_files(place: Place, flags: str) -> None:
+    """Cargo compares the flags, and nobody what they name."""
+    x = place.root / "x"
+    project = locked(place.project("main", QUIET))
+    write(x, {"cc": '#!/bin/sh\nexec cc "$@"\n', "given.c": "int given(void) { return 1; }\n"})
+    (x / "cc").chmod(0o755)
+    subprocess.run(["cc", "-c", x / "given.c", "-o", x / "given.o"], check=True)
+    subprocess.run(["ar", "cr", x / "libgiven.a", x / "given.o"], check=True)
+    extra = {"RUSTFLAGS": flags.format(x=x)}
+    build(place, project, **extra)
+    clean(project)
+    asked = graft(place, project, "--dry-run", **extra)
+    programs = [key for key in asked["missing"] if asked["missing"][key] == "it was never kept"]
+    # The script's program, and ours; what does not link goes by directories alone.
+    assert {"app"} <= set(names(programs)), asked
+    assert "app" not in names(asked["chosen"])
+
+
 def test_a_compiler_that_says_the_same(place: Place, tmp_path: Path) -> None:
     """In place of rustc something else that prints the same version: nothing is given."""
     project = place.project("main", QUIET)

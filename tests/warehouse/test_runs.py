@@ -19,7 +19,7 @@ from cargo_cow.warehouse import building
 from tests.support.projects import Build, cargo, cow, git, run, settle, write
 
 from .conftest import PACKAGE, Place, told, user
-from .test_grafting import clean, graft, locked, names
+from .test_grafting import build, clean, graft, locked, names
 
 # A script that reads a variable and does not say so.
 FILES = {
@@ -157,6 +157,36 @@ def test_what_counts_as_a_variable(place: Place) -> None:
     assert told_of() == told_of(CARGO_HOME="/h/.cargo", OUT_DIR="/x", PATH="/bin", SHLVL="3")
     for name in ("CC", "HOME", "CARGO_HOME", "PATH", "CARGO_BUILD_X"):
         assert told_of() != told_of(**{name: "/else"}), name
+
+
+@pytest.mark.parametrize("words", [("env.MY_CFLAGS='-O9'",), ("\"env\".MY_CFLAGS='-O9'",), ()])
+def test_a_variable_that_an_argument_sets(place: Place, words: tuple[str, ...]) -> None:
+    """It counts for this command alone, whoever gives and keeps."""
+    project = locked(place.project("main", FILES))
+    if not words:
+        write(place.root, {"more.toml": "[env]\nMY_CFLAGS = '-O9'\n"})
+        words = (str(place.root / "more.toml"),)
+    command = ("build", "--config", *words)
+    build(place, project, *command)
+    assert told(project) == "-O9"
+    clean(project)
+    build(place, project)
+    assert told(project) == "none"
+    # Kept by the second one; not given to who sets it.
+    clean(project)
+    assert build(place, project).scripts == 0
+    clean(project)
+    build(place, project, *command)
+    assert told(project) == "-O9"
+
+
+def test_an_argument_that_sets_no_variable(place: Place) -> None:
+    project = locked(place.project("main", FILES))
+    command = ("build", "--config", "profile.dev.opt-level=1")
+    build(place, project, *command)
+    clean(project)
+    again = build(place, project, *command)
+    assert (again.rustc, again.scripts) == ([], 0)
 
 
 # -- without anybody asking

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,8 +65,29 @@ class Asked(NamedTuple):
 
 
 def is_planned(arguments: Sequence[str]) -> bool:
-    """Whether the units of ``cargo <arguments>`` can be learned, given a Cargo.lock."""
-    return next((word for word in arguments if not word.startswith("+")), "") in _VERBS
+    """Whether the units of ``cargo <arguments>`` can be learned, given a Cargo.lock, and what they
+    are made with."""
+    verb = next((word for word in arguments if not word.startswith("+")), "")
+    return verb in _VERBS and not any(map(_may_set_variables, _configured(arguments)))
+
+
+def _configured(arguments: Sequence[str]) -> Iterator[str]:
+    """The values of ``--config``."""
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            return
+        if word == "--config":
+            yield next(words, "")
+        elif word.startswith("--config="):
+            yield word.removeprefix("--config=")
+
+
+def _may_set_variables(value: str) -> bool:
+    """Whether an argument may set variables for scripts and compilers, or a linker, which are
+    compared as files and variables have them: as ``env.NAME=…``, or in a file that it names."""
+    key, is_value, _ = value.partition("=")
+    return not is_value or any(word in key for word in ("env", "include", "linker", "\\"))
 
 
 def is_learned(workspace: Workspace, arguments: Sequence[str]) -> bool:

@@ -309,6 +309,8 @@ class _Keeper:
         if fingerprint is None:
             raise _Refused("its fingerprint cannot be read")
         flags = " ".join(fingerprint.rustflags)
+        if not unit.is_script_run and _names_files(fingerprint.rustflags):
+            raise _Refused("its flags name files or directories, which nobody compares")
         if "native" in flags:
             needs["processor"] = found.processor
         if unit.is_script_run:
@@ -320,8 +322,8 @@ class _Keeper:
             if found.linking is None:
                 raise _Refused("it cannot be told what the linker goes by")
             needs["linking"] = found.linking
-            if "link-arg" in flags:
-                raise _Refused("its flags have link arguments, which may name files")
+            if "link-arg" in flags or "linker" in flags:
+                raise _Refused("its flags name a linker or arguments for it, which may name files")
         unseen = made is None or made.hidden is None
         if unseen and self._capturer.reachable_macros(unit):
             needs["variables"] = found.variables
@@ -407,6 +409,14 @@ def _walk(parts: Sequence[str]) -> Iterator[tuple[str, os.stat_result]]:
         yield part, status
         if stat.S_ISDIR(status.st_mode):
             yield from _walk([f"{part}/{name}" for name in os.listdir(part)])
+
+
+def _names_files(flags: Sequence[str]) -> bool:
+    """Whether flags of rustc's name what it reads: libraries, profiles, another sysroot, flags."""
+    words = ("profile-use", "profile-sample-use", "--extern", "--sysroot", "--target")
+    return any(
+        flag.startswith(("-L", "-l", "@")) or any(word in flag for word in words) for flag in flags
+    )
 
 
 def _names_out_dir(unit: Unit) -> bool:
