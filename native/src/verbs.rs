@@ -76,6 +76,9 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Some("--keep") if arguments.len() == 2 => warehouse::finish(Path::new(&arguments[1]))
             .map(|()| json!({}))
             .map_err(Failure::usage),
+        Some("--link-arguments") => {
+            Ok(json!({"plain": warehouse::are_plain_for_linkers(&arguments[1..])}))
+        }
         Some("--environment") => Ok(json!(warehouse::runs::environment())),
         Some("--follow") => warehouse::follow::follow(&arguments[1..])
             .map(|()| json!({}))

@@ -126,6 +126,14 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     return _ask(["--environment"], b"", variables)
 
 
+def are_plain_for_linkers(arguments: Sequence[str]) -> bool:
+    """Whether link arguments are understood, all of them, and name no file (``linking.rs``).
+
+    Raises NativeMissing and FilesystemFailed.
+    """
+    return bool(_ask(["--link-arguments", *arguments])["plain"])
+
+
 def keep_units(request: dict[str, Any]) -> dict[str, Any]:
     """Put whole units into a store (``units.rs``).  Raises NativeMissing and FilesystemFailed."""
     return _ask(["--keep-units"], json.dumps(request).encode())

@@ -345,13 +345,41 @@ def test_another_linker(place: Place) -> None:
     assert "the linker or a system library is another one" in asked["missing"].values()
 
 
-@pytest.mark.parametrize("flags", ["-C linker={x}/cc", "-L native={x}", "-L{x} -lstatic=given"])
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_a_linker_that_flags_name(place: Place, where: str) -> None:
+    project = locked(place.project("main", QUIET))
+    linker = place.root / "x/cc"
+    write(place.root, {"x/cc": '#!/bin/sh\nexec cc -Wl,-z,now "$@"\n'})
+    linker.chmod(0o755)
+    flags = ["-C", f"linker={linker}", "-Clink-arg=-Wl,--as-needed", "-C", "link-args=-lm -lc"]
+    extra = {}
+    if where == "file":
+        text = f"[build]\nrustflags = {json.dumps(flags)}\n"
+        write(place.root, {".cargo/config.toml": text})
+    else:
+        extra = {"CARGO_ENCODED_RUSTFLAGS": "\x1f".join(flags)}
+    build(place, project, **extra)
+    clean(project)
+    again = build(place, project, **extra)
+    assert (again.rustc, again.scripts) == ([], 0), again.output
+    # The same name, and something else.
+    settle()
+    linker.write_text('#!/bin/sh\nexec cc -Wl,-z,lazy "$@"\n')
+    clean(project)
+    asked = graft(place, project, "--dry-run", **extra)
+    assert names(asked["chosen"]) == ["util"]
+
+
+@pytest.mark.parametrize(
+    "flags", ["-C linker=x/cc", "-C link-arg=-L{x}", "-L native={x}", "-L{x} -lstatic=given"]
+)
 def test_flags_that_name_files(place: Place, flags: str) -> None:
     """Cargo compares the flags, and nobody what they name."""
     x = place.root / "x"
     project = locked(place.project("main", QUIET))
     write(x, {"cc": '#!/bin/sh\nexec cc "$@"\n', "given.c": "int given(void) { return 1; }\n"})
     (x / "cc").chmod(0o755)
+    shutil.copytree(x, project / "x")
     subprocess.run(["cc", "-c", x / "given.c", "-o", x / "given.o"], check=True)
     subprocess.run(["ar", "cr", x / "libgiven.a", x / "given.o"], check=True)
     extra = {"RUSTFLAGS": flags.format(x=x)}

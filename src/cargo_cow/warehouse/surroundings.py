@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from cargo_cow.cargo import configuration
 class Surroundings(NamedTuple):
     """The store that serves a target, and digests of what is around.
 
+    ``linkers`` are those of which ``linking`` tells beside ``cc``.
     ``copies``: files that cannot be shared may be copied.  ``compilers`` are by triple, the host's
     is "".  ``linking`` is None where it cannot be told what a linker goes by.  ``changed`` (ns) is
     when a program or directory that counts was changed last.
@@ -31,6 +32,7 @@ class Surroundings(NamedTuple):
     variables: str
     processor: str
     changed: int
+    linkers: frozenset[str] = frozenset()
 
 
 def is_on(cwd: Path) -> str | None:
@@ -96,13 +98,14 @@ def around(
     from cargo_cow import native
     from cargo_cow.prepare.contents import digest_of
 
+    linkers = _linkers(cwd)
     triples = sorted({name.rpartition("/")[0] for name in profiles} - {""})
     answer = native.warehouse(
         {
             **_beside(build_dir),
             "rustc": rustc,
             "targets": triples,
-            "linkers": _linkers(cwd),
+            "linkers": linkers,
         },
         _environment(cwd, setting, toolchain),
     )
@@ -117,6 +120,7 @@ def around(
         digest_of(f"{answer['variables']} {_set_for_all(cwd)}".encode()),
         str(answer["processor"]),
         int(answer["changed"]),
+        frozenset(linkers),
     )
 
 
@@ -149,7 +153,43 @@ def _linkers(cwd: Path) -> list[str]:
             linker = target.get("linker") if isinstance(target, dict) else None
             if isinstance(linker, str):
                 found.add(linker)
+    for flags in _flags(cwd):
+        found.update(value for name, value in codegen(flags) if name == "linker")
     return sorted(found)
+
+
+def _flags(cwd: Path) -> Iterable[list[str]]:
+    """The flags for rustc that variables and configuration files set."""
+    for name, value in os.environ.items():
+        if name == "CARGO_ENCODED_RUSTFLAGS":
+            yield value.split("\x1f")
+        elif name == "RUSTFLAGS" or (name.startswith("CARGO_") and name.endswith("_RUSTFLAGS")):
+            yield value.split()
+    for values in _values(cwd):
+        targets = values.get("target")
+        tables = [values.get("build"), *(targets.values() if isinstance(targets, dict) else ())]
+        for table in tables:
+            flags = table.get("rustflags") if isinstance(table, dict) else None
+            if isinstance(flags, str):
+                yield flags.split()
+            elif isinstance(flags, list):
+                yield [str(flag) for flag in flags]
+
+
+def codegen(flags: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """The options of ``-C`` among flags for rustc, as (name, value), in one spelling."""
+    words = iter(flags)
+    for word in words:
+        option = None
+        if word in ("-C", "--codegen"):
+            option = next(words, "")
+        elif word.startswith("--codegen="):
+            option = word.removeprefix("--codegen=")
+        elif word.startswith("-C"):
+            option = word[2:]
+        if option is not None:
+            name, _, value = option.partition("=")
+            yield name.replace("_", "-"), value
 
 
 def _set_for_all(cwd: Path) -> str:

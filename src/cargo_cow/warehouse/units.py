@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import stat
@@ -35,7 +36,7 @@ from cargo_cow.prepare.lints import is_clippys
 from cargo_cow.prepare.packages import Packages
 from cargo_cow.prepare.place import Place, below
 from cargo_cow.warehouse.runs import Runs
-from cargo_cow.warehouse.surroundings import Surroundings, around
+from cargo_cow.warehouse.surroundings import Surroundings, around, codegen
 
 if TYPE_CHECKING:
     from cargo_cow.prepare.record import Record
@@ -322,13 +323,30 @@ class _Keeper:
             if found.linking is None:
                 raise _Refused("it cannot be told what the linker goes by")
             needs["linking"] = found.linking
-            if "link-arg" in flags or "linker" in flags:
+            if not self._links_plainly(tuple(fingerprint.rustflags)):
                 raise _Refused("its flags name a linker or arguments for it, which may name files")
         unseen = made is None or made.hidden is None
         if unseen and self._capturer.reachable_macros(unit):
             needs["variables"] = found.variables
             self._just_now(unit, made, invoked)
         return needs
+
+    @functools.cache  # noqa: B019 - a keeper lives as long as one command
+    def _links_plainly(self, flags: tuple[str, ...]) -> bool:
+        """Whether what flags have the linker do depends on nothing but them and what is around."""
+        arguments: list[str] = []
+        for name, value in codegen(flags):
+            if name == "linker":
+                # By a relative path it is another one for each working directory.
+                if value not in self._found.linkers or ("/" in value and value[0] != "/"):
+                    return False
+            elif name.removeprefix("pre-").removeprefix("post-") == "link-arg":
+                arguments.append(value)
+            elif name.removeprefix("pre-").removeprefix("post-") == "link-args":
+                arguments += value.split(" ")
+            elif "link" in name and name != "link-dead-code":
+                return False
+        return not arguments or native.are_plain_for_linkers(arguments)
 
     def _just_now(self, unit: Unit, made: Record | None, invoked: int) -> None:
         """It was made by this very command, or by one that left word of the same variables."""

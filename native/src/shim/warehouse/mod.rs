@@ -929,6 +929,15 @@ pub fn finish(directory: &Path) -> Result<(), String> {
     entry::finish(directory, None)
 }
 
+/// The verb `--link-arguments`: whether all of them are understood, and name no file.
+pub fn are_plain_for_linkers(arguments: &[OsString]) -> bool {
+    let words = arguments
+        .iter()
+        .map(|word| word.to_str().map(str::to_owned));
+    let words: Option<Vec<String>> = words.collect();
+    words.is_some_and(|words| linking::files(&words).is_ok_and(|files| files.is_empty()))
+}
+
 /// Whether a source may have the assembler read files.
 fn may_include(text: &[u8]) -> bool {
     let has = |word: &[u8]| memchr::memmem::find(text, word).is_some();
