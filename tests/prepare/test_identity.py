@@ -575,24 +575,39 @@ def test_what_is_built_needs_nothing_of_the_main_checkout(tmp_path: Path, inside
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+# By a path relative to its working directory.
+_READS = """use proc_macro::TokenStream;
+#[proc_macro]
+pub fn beyond(_: TokenStream) -> TokenStream {
+    let told = std::fs::read_to_string("../beyond").unwrap_or("none".into());
+    format!("{told:?}").parse().unwrap()
+}
+"""
+
+
 @pytest.mark.usefixtures("_namespaces")
-def test_sources_beyond_the_checkout_are_those_of_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize("show", ['include_str!("../../beyond")', "reads::beyond!()"])
+def test_what_lies_beyond_the_checkout_is_that_of_here(tmp_path: Path, show: str) -> None:
     """A relative path leads beyond the identity elsewhere than beyond the checkout."""
-    show = 'println!("{}", include_str!("../../beyond"));'
+    package = '[package]\nname = "{}"\nversion = "0.1.0"\nedition = "2021"\n{}'
+    main_rs = 'fn main() {{ println!("{{}}", {}); }}\n'.format
     files = {
-        "Cargo.toml": '[package]\nname = "app"\nversion = "0.1.0"\nedition = "2021"\n',
-        "src/main.rs": f"fn main() {{ {show} }}\n",
+        "Cargo.toml": package.format("app", '[dependencies]\nreads.path = "reads"\n'),
+        "src/main.rs": main_rs(show),
+        "reads/Cargo.toml": package.format("reads", "[lib]\nproc-macro = true\n"),
+        "reads/src/lib.rs": _READS,
     }
     write(tmp_path, {"here/beyond": "there is none", "there/beyond": "first"})
     main = repository(tmp_path / "here/main", files)
     there = tmp_path / "there/w"
-    assert _by_cow(tmp_path)(main).status == 0
+    shim = {"RUSTC_WRAPPER": str(native.program())}
+    assert _by_cow(tmp_path, **shim)(main).status == 0
     _add(main, there, tmp_path)
     log = tmp_path / "log"
 
     def told() -> str:
         settle()
-        built = _by_cow(tmp_path, CARGO_COW_LOG=str(log))(there)
+        built = _by_cow(tmp_path, CARGO_COW_LOG=str(log), **shim)(there)
         assert built.status == 0, built.output
         return subprocess.run(
             [there / "target/debug/app"], check=True, capture_output=True, text=True
@@ -601,10 +616,10 @@ def test_sources_beyond_the_checkout_are_those_of_here(tmp_path: Path) -> None:
     # Known from the clone, then not known before the compile.
     assert told() == "first"
     for again in range(2):
-        write(there, {"src/main.rs": f'fn main() {{ println!("none"); }} // {again}\n'})
-        assert told() == "none"
+        write(there, {"src/main.rs": main_rs(f'"none{again}"')})
+        assert told() == f"none{again}"
     assert "identity: ran in" in log.read_text()
-    write(there, {"src/main.rs": files["src/main.rs"] + "// again\n"})
+    write(there, {"src/main.rs": main_rs(show) + "// again\n"})
     assert told() == "first"
     assert "identity: given up" in log.read_text()
     settle()

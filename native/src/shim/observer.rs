@@ -53,6 +53,13 @@ pub enum Asked {
     Other,
 }
 
+impl Asked {
+    /// Whether the name is that of a file.
+    pub fn is_of_files(self) -> bool {
+        matches!(self, Self::Read | Self::Write | Self::List | Self::Exists)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Done,

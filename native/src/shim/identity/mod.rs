@@ -29,7 +29,7 @@ use rustix::fs::MemfdFlags;
 
 use super::args::{self, Call, Compile};
 use super::checkout::Checkout;
-use super::observer::{Asked, Note, Observer};
+use super::observer::{Note, Observer};
 use super::process::{self, Ended, Heard};
 use super::{layout, log, variable};
 use crate::depinfo;
@@ -255,13 +255,14 @@ impl Plan {
             .dep_info
             .as_deref()
             .map_or(Ok(()), |path| self.back.restore_dep_info(path));
-        let leaving = leaving(self.dep_info.as_deref(), &self.directory, &self.checkout);
+        let asked = observer.and_then(Observer::notes);
+        let leaving = leaving(self.dep_info.as_deref(), &self.directory, &self.checkout)
+            .or_else(|| asked_beyond(asked.as_deref()?, &self.directory, &self.checkout));
         let given_up = match (&ended, restored, &self.doubt) {
             (Ended::Exited(0), ..) if leaving.is_some() => leaving.as_deref().map(leaves),
             // Cargo would take the paths in it for real ones.
             (Ended::Exited(0), Err(error), _) => Some(format!("dep-info: {error}")),
             (Ended::Exited(0), _, Some(doubt)) => {
-                let asked = observer.and_then(Observer::notes);
                 doubt.is_right(&said.held, self.dep_info.as_deref(), asked)
             }
             // Something was to be made beside the sources; at the real path it can.
@@ -283,10 +284,23 @@ impl Plan {
 /// the identity, that is another file than the one that Cargo will look at.
 fn leaving(dep_info: Option<&Path>, directory: &Path, checkout: &Path) -> Option<String> {
     let text = fs::read_to_string(dep_info?).ok()?;
-    depinfo::parse(&text)?.files.into_iter().find(|file| {
-        let path = Path::new(file);
-        path.is_relative() && !without_dots(&directory.join(path)).starts_with(checkout)
-    })
+    let mut files = depinfo::parse(&text)?.files.into_iter();
+    files.find(|file| leads_out(Path::new(file), directory, checkout))
+}
+
+/// The same of what a macro asked for.
+fn asked_beyond(asked: &[Note], directory: &Path, checkout: &Path) -> Option<String> {
+    let found = asked.iter().find(|note| {
+        note.what.is_of_files() && leads_out(Path::new(&note.name), directory, checkout)
+    })?;
+    Some(found.name.display().to_string())
+}
+
+fn leads_out(path: &Path, directory: &Path, checkout: &Path) -> bool {
+    // A package beside the checkout is where it is, and all around it.
+    path.is_relative()
+        && directory.starts_with(checkout)
+        && !without_dots(&directory.join(path)).starts_with(checkout)
 }
 
 fn leaves(file: &str) -> String {
@@ -352,10 +366,8 @@ impl Doubt {
             .and_then(|target| self.places.seen(target));
         let other = asked.iter().find(|note| {
             let path = Path::new(&note.name);
-            matches!(
-                note.what,
-                Asked::Read | Asked::Write | Asked::List | Asked::Exists
-            ) && self.places.hides(path)
+            note.what.is_of_files()
+                && self.places.hides(path)
                 && !own.as_ref().is_some_and(|own| path.starts_with(own))
         })?;
         Some(format!(
