@@ -257,6 +257,59 @@ def test_only_what_is_asked_for(place: Place) -> None:
     assert (built.rustc, built.scripts) == ([], 0), built.output
 
 
+def _tells_git(*words: str) -> dict[str, str]:
+    """A script that tells what git tells, and declares only itself: Cargo never asks it again."""
+    asked = ", ".join(f'"{word}"' for word in words)
+    script = f"""
+fn main() {{
+    println!("cargo:rerun-if-changed=build.rs");
+    let told = std::process::Command::new("git").args([{asked}]).output().unwrap();
+    println!("cargo:rustc-env=TOLD={{}}", String::from_utf8(told.stdout).unwrap().trim());
+}}
+"""
+    return {
+        ".gitignore": "/target\n",
+        "Cargo.toml": '[workspace]\nmembers = ["app"]\nresolver = "2"\n',
+        "app/Cargo.toml": PACKAGE.format("app", ""),
+        "app/build.rs": script,
+        "app/src/main.rs": 'fn main() { println!("{}", env!("TOLD")); }\n',
+        "notes": "1",
+    }
+
+
+@pytest.mark.parametrize("then", ["reverted", "committed"])
+def test_what_git_said_of_the_working_tree(place: Place, then: str) -> None:
+    """In the same checkout, too, that is another answer by now."""
+    project = locked(place.project("main", _tells_git("status", "--porcelain")))
+    write(project, {"notes": "2"})
+    build(place, project)
+    assert told(project) == "M notes"
+    clean(project)
+    if then == "reverted":
+        write(project, {"notes": "1"})
+    else:
+        git(project, "commit", "-qam", "noted")
+    built = build(place, project)
+    assert (built.scripts, told(project)) == (1, ""), built.output
+
+
+def test_what_git_said_of_the_commit_before(place: Place) -> None:
+    """What came from the warehouse is no better known for having come to where it was made."""
+    project = locked(place.project("main", _tells_git("rev-parse", "HEAD")))
+    build(place, project)
+    clean(project)
+    assert build(place, project).scripts == 0
+    assert told(project) == git(project, "rev-parse", "HEAD")
+    write(project, {"notes": "2"})
+    git(project, "commit", "-qam", "noted")
+    built = build(place, project)
+    assert told(project) == git(project, "rev-parse", "HEAD"), built.output
+    assert built.scripts == 1
+    # From then on Cargo is the judge, as ever.
+    git(project, "commit", "-q", "--allow-empty", "-m", "more")
+    assert build(place, project).scripts == 0
+
+
 def test_a_checkout_elsewhere(place: Place) -> None:
     """A fresh clone is another project to git, with the same files."""
     project = locked(place.project("main", QUIET))

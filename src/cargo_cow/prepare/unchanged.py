@@ -395,16 +395,18 @@ def _settled_before(place: Place) -> int:
 
 
 def _git_tells_the_same(made: record.Record, place: Place) -> bool:
-    """Whether git would tell a script here what it told it then (as `proof.Proof.git_reason`)."""
-    moved = (made.checkout, made.workspace, made.build_dir) != (
-        place.checkout,
-        place.workspace,
-        place.build_dir,
+    """Whether git would tell a script here what it told it then.
+
+    As `proof.Proof.git_reason`; of what was made and left in place, Cargo is the judge.
+    """
+    came = made.settled_checkout is not None or (
+        (made.checkout, made.workspace, made.build_dir)
+        != (place.checkout, place.workspace, place.build_dir)
     )
     return (
         made.head is not None
         and (made.head, made.branch) == (place.head, place.branch)
-        and not (moved and {"refs", "clean"}.intersection(made.asks_git))
+        and not (came and {"refs", "clean"}.intersection(made.asks_git))
     )
 
 

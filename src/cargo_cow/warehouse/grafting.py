@@ -560,7 +560,10 @@ def _install(
             if name not in times and name in units:
                 times[name] = units[name].invoked() or 0
         made = made._replace(
-            dependencies=tuple((name, times.get(name, at)) for name, at in made.dependencies)
+            dependencies=tuple((name, times.get(name, at)) for name, at in made.dependencies),
+            # Held to all its inputs until Cargo compiles it here, wherever it was made.
+            settled_checkout=made.named_checkout,
+            settled_build_dir=made.named_build_dir,
         )
         record_file = f"{staged}/{unit.record_file[len(str(target)) + 1 :]}"
         record.write(record_file, entry.key, made)
