@@ -316,7 +316,12 @@ class World:
         if by == "plain" and not self.tool.changes_place:
             argv = ["cargo"]
         else:
-            self.tool.before_build(self.checkouts[name], self._targets(name)[0])
+            target = self._targets(name)[0]
+            was_there = target.exists()
+            self.tool.before_build(self.checkouts[name], target)
+            if was_there and not target.exists():
+                # Plain Cargo begins anew as well: what it would not ask again is asked now.
+                shutil.rmtree(self._twin(name) / target.name, ignore_errors=True)
         if by == "prepare" and (prepare := self.tool.prepare()) is not None:
             status, _, err = observing.run(prepare, cwd, env, kill_after=kill_after)
             assert status == 0 or kill_after is not None, err
