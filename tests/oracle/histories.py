@@ -730,7 +730,7 @@ class Author:
             return [{"do": "set", "name": name, "value": value}]
         if kind == "dotenv":
             path = chance.choice(
-                [".env", *self._packages("maybe.ignored"), *self._packages(".env")]
+                [".env", "../.env", *self._packages("maybe.ignored"), *self._packages(".env")]
             )
             if chance.random() < 0.3:
                 return [{"do": "remove", "at": at, "path": path}]
