@@ -58,6 +58,7 @@ def test_the_whole_of_it(unit: Unit) -> None:
     del value["hidden"]
     assert value == {
         "format": 1,
+        "outputs": None,
         "invoked": unit.stamp.stat().st_mtime_ns,
         "cwd": str(unit.root),
         "files": [
