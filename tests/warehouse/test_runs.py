@@ -277,6 +277,8 @@ def test_an_empty_warehouse_costs_no_question(place: Place, where: str) -> None:
         CARGO_COW_SEEDING="", CARGO_COW_KEEP="off", CARGO_COW_PROGRAM=str(asking)
     )
     if where == "file":
+        # Of other tests on this filesystem, which are over.
+        shutil.rmtree(place.root.parent / ".cargo-cow", ignore_errors=True)
         del environment["CARGO_COW_WAREHOUSE"]
         environment["XDG_CACHE_HOME"] = str(place.root / "cache")
         write(place.root, {".cargo/config.toml": '[env]\nCARGO_COW_WAREHOUSE = "on"\n'})
